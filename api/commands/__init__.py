@@ -1,0 +1,115 @@
+"""The command line.  stdout is data, stderr is for people.
+
+    exit  meaning
+    0     fine
+    1     unexpected: the pool or this program is broken
+    2     usage or bad input; nothing was submitted
+    3     the output failed its JSON check (`run --json`)
+    4     not finished in time (`--timeout`)
+    5     not found
+    6     finished, with some jobs not done
+    130   interrupted with Ctrl-C; submitted work goes on
+
+Each command is imported when it is called, so that `offload --help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+#: command -> (module of this package, attribute, what `offload --help` says)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "submit": ("submit", "submit", "Submit a file of jobs; print the batch's id."),
+    "run": ("run", "run", "Run one job and print its output."),
+    "wait": ("watch", "wait", "Wait until a batch is over."),
+    "status": ("watch", "status", "Show a batch, or the pool."),
+    "batches": ("watch", "batches", "List batches, the newest first."),
+    "results": ("results", "results", "Print a batch's results as JSONL."),
+    "cancel": ("cancel", "cancel", "Cancel what a batch still has before it."),
+    "doctor": ("doctor", "doctor", "Check everything; say how to mend what is broken."),
+    "up": ("pool", "up", "Run the whole pool on this machine."),
+    "down": ("pool", "down", "Stop the pool that runs in the background."),
+    "worker": ("roles", "worker", "Be the worker of one provider."),
+    "beat": ("roles", "beat", "Be beat and the scheduler queue's worker."),
+    "simulate": ("roles", "simulate", "Be a model server without a GPU."),
+    "config": ("config", "config", "Check the configuration; print its schema."),
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(f"api.commands.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, _, says) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="offload", message="%(version)s")
+def cli() -> None:
+    """Offload: a self-hosted batch pool for the language models you already own."""
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one message and its exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except BrokenPipeError:  # `offload results … | head` is no fault
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        code = _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception) -> int:
+    from tasks.errors import OffloadError
+
+    if isinstance(error, OffloadError):
+        click.echo(f"offload: {error}", err=True)
+        return error.exit_code
+    if _debugging():
+        raise error
+    click.echo(f"offload: unexpected {_name(error)}; OFFLOAD_LOG_LEVEL=debug shows where", err=True)
+    return 1
+
+
+def _debugging() -> bool:
+    import os
+
+    return os.environ.get("OFFLOAD_LOG_LEVEL", "").lower() == "debug"
+
+
+def _name(error: Exception) -> str:
+    """A foreign error's class, and its own words only where they cannot hold a prompt."""
+    cause = getattr(error, "orig", None) or error
+    return f"{type(error).__name__}" + (f" ({cause})" if isinstance(cause, OSError) or cause is not error else "")

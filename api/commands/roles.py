@@ -1,0 +1,43 @@
+"""offload worker, offload beat, offload simulate: the roles one by one, in the foreground"""
+
+from __future__ import annotations
+
+import click
+
+from api.logs import configure_logs
+from tasks.registry import load_registry
+from tasks.settings import load_settings
+
+
+@click.command()
+@click.option("--node", metavar="NAME", help="This machine's name (default: OFFLOAD_NODE, else the host's).")
+@click.option("--provider", required=True, metavar="P", help="A provider of offload.yaml.")
+@click.option("--serves", metavar="C,C", help="Only these of its classes.")
+def worker(node: str | None, provider: str, serves: str | None) -> None:
+    """Be the worker of one provider until Ctrl-C; then drain."""
+    from workers import process
+
+    settings = load_settings()
+    configure_logs(settings)
+    classes = [name.strip() for name in serves.split(",") if name.strip()] if serves is not None else None
+    if classes == []:
+        raise click.UsageError("--serves names no class")
+    process.run(settings, load_registry(settings), provider, node or settings.node, classes)
+
+
+@click.command()
+def beat() -> None:
+    """Be Celery beat and the worker of queue `scheduler` until Ctrl-C."""
+    from scheduler import process
+
+    settings = load_settings()
+    configure_logs(settings)
+    process.run(settings, load_registry(settings))
+
+
+def __getattr__(name: str) -> click.Command:
+    if name == "simulate":  # the simulator brings its own command; importing it loads a server
+        from workers.simulator.cli import command
+
+        return command
+    raise AttributeError(name)

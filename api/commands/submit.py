@@ -1,0 +1,145 @@
+"""offload submit"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from api.commands.output import check_writable, print_json, result_file, say, show_progress
+from api.use_cases.pool import Pool
+from api.use_cases.submitting import Request, Submitted, opened
+from api.use_cases.submitting import submit as submit_file
+from api.use_cases.watching import Progress, watch
+from tasks.errors import LineFault
+from tasks.ledger import reading
+from tasks.queues import BrokerDown
+
+#: lines after which a long submit says where it is
+SAY_EVERY_LINES = 100_000
+
+
+@click.command()
+@click.argument("file")
+@click.option("--category", metavar="C", help="Category of lines that name none.")
+@click.option("--name", metavar="N", help="A name for people.")
+@click.option("--idempotency-key", "key", metavar="K", help="Submitting again with this key gives the same batch.")
+@click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; write the others to FILE.rejected.")
+@click.option("--wait", "waits", is_flag=True, help="Show progress, then write the results.")
+@click.option("-o", "--output", metavar="OUT", help="With --wait: where the results go (default: stdout).")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="With --wait: exit 4 after so many seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def submit(
+    file: str,
+    category: str | None,
+    name: str | None,
+    key: str | None,
+    skip_invalid: bool,
+    waits: bool,
+    output: str | None,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Submit FILE (JSONL; - is stdin) and print the batch's id.
+
+    All lines are checked first: if one is wrong, every fault is shown and nothing is submitted.
+    """
+    if not waits and (output is not None or timeout is not None):
+        raise click.UsageError("-o and --timeout need --wait")
+    check_writable(output)
+    pool = Pool()
+    rejects = Rejects(file)
+    request = Request(
+        category=category,
+        name=name,
+        key=key,
+        rejects=rejects.open if skip_invalid else None,
+        on_fault=_say_fault,
+        on_progress=_say_progress,
+    )
+    with opened(file, sys.stdin.buffer) as source:
+        done = submit_file(pool, source, request)
+    _announce(pool, done, rejects, to_stdout=not waits or output not in (None, "-"), as_json=as_json)
+    if waits:
+        sys.exit(_wait_and_write(pool, done.batch_id, output, timeout))
+
+
+class Rejects:
+    """The file bad lines go to; one that is there is never overwritten."""
+
+    def __init__(self, source: str) -> None:
+        self._stem = "stdin.rejected" if source == "-" else f"{source}.rejected"
+        self.path: Path | None = None
+
+    def open(self) -> BinaryIO:
+        """Make the file."""
+        number = 0
+        while True:
+            path = Path(f"{self._stem}.{number}" if number else self._stem)
+            try:
+                file = path.open("xb")
+            except FileExistsError:
+                number += 1
+                continue
+            except OSError as error:
+                raise click.UsageError(f"{path} cannot be written ({error.strerror}); bad lines would go there") from None
+            self.path = path
+            return file
+
+
+def _say_fault(fault: LineFault) -> None:
+    say(str(fault))
+
+
+def _say_progress(what: str, lines: int) -> None:
+    if lines % SAY_EVERY_LINES == 0:
+        say(f"{lines:,} lines {what}")
+
+
+def _announce(pool: Pool, done: Submitted, rejects: Rejects, *, to_stdout: bool, as_json: bool) -> None:
+    if not done.new:
+        say("this idempotency key was submitted before: the same batch")
+    elif rejects.path is not None:
+        say(f"{done.rejected} lines were not submitted: {rejects.path}")
+    if to_stdout and as_json:
+        print_json({"id": done.batch_id, "jobs": done.jobs, "rejected": done.rejected, "new": done.new})
+    elif to_stdout:
+        click.echo(done.batch_id)
+    else:
+        say(done.batch_id)
+    dispatch_now(pool)
+
+
+def dispatch_now(pool: Pool) -> None:
+    """Send the first jobs; where Redis is away they wait, and the person is told."""
+    try:
+        pool.dispatch()
+    except BrokerDown as error:
+        say(f"{error}: the jobs wait in the ledger; `offload up` runs them")
+
+
+def _wait_and_write(pool: Pool, batch_id: str, output: str | None, timeout: float | None) -> int:
+    last = follow(pool, batch_id, timeout)
+    with result_file(output) as out:
+        for line in reading.results(pool.db, batch_id):
+            out.write(line + b"\n")
+    return exit_code(last)
+
+
+def follow(pool: Pool, batch_id: str, timeout: float | None) -> Progress:
+    """Show progress to the end; Ctrl-C leaves the batch running and says how to come back."""
+    try:
+        return show_progress(watch(pool, batch_id, timeout))
+    except KeyboardInterrupt:
+        say(f"\nthe batch goes on; come back with: offload wait {batch_id}")
+        sys.exit(130)
+
+
+def exit_code(last: Progress) -> int:
+    """What `wait` and `submit --wait` end with."""
+    if not last.over:
+        say(f"not finished in time; the batch goes on: offload wait {last.batch_id}")
+        return 4
+    return 0 if last.all_done else 6

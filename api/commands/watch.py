@@ -1,0 +1,133 @@
+"""offload wait, offload status, offload batches"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from api.commands.output import print_json, say, seconds, table
+from api.commands.submit import exit_code, follow
+from api.use_cases.pool import Pool
+from api.use_cases.watching import counts, live_workers, why_waiting
+from tasks.ledger import reading
+from tasks.states import ANSWERED, TERMINAL, BatchState
+
+
+@click.command()
+@click.argument("batch_id", metavar="ID")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Exit 4 after so many seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
+def wait(batch_id: str, timeout: float | None, as_json: bool) -> None:
+    """Wait until batch ID is over; exit 6 when some of its jobs were not done."""
+    pool = Pool()
+    last = follow(pool, batch_id, timeout)
+    if as_json:
+        print_json({"id": batch_id, "state": last.state, "total": last.total, **last.counts})
+    sys.exit(exit_code(last))
+
+
+@click.command()
+@click.argument("batch_id", metavar="[ID]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(batch_id: str | None, as_json: bool) -> None:
+    """Show batch ID: how far it is, by category, and why its jobs wait. Without ID: the pool."""
+    pool = Pool()
+    if batch_id is None:
+        _pool_status(pool, as_json)
+    else:
+        _batch_status(pool, batch_id, as_json)
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def batches(limit: int, as_json: bool) -> None:
+    """List batches, the newest first."""
+    rows = reading.recent_batches(Pool().db, limit)
+    if as_json:
+        print_json([_batch_json(row) for row in rows])
+        return
+    now = time.time()
+    head = ("id", "state", "jobs", "done", "not done", "age", "name")
+    body = [
+        (r.id, r.state, r.total, r.done + r.escalated, _not_done(r), seconds(now - r.created_at), r.name or "")
+        for r in rows
+    ]
+    click.echo(table(head, body))
+
+
+def _not_done(row: Any) -> int:
+    return sum(n for state, n in counts(row).items() if state not in ANSWERED)
+
+
+def _batch_json(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "state": row.state,
+        "total": row.total,
+        **counts(row),
+        "created_at": row.created_at,
+        "finished_at": row.finished_at,
+        "deadline_at": row.deadline_at,
+    }
+
+
+def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
+    row = reading.batch(pool.db, batch_id)
+    categories = reading.by_category(pool.db, batch_id)
+    waiting = why_waiting(pool, batch_id) if row.state == BatchState.OPEN else {}
+    if as_json:
+        print_json(_batch_json(row) | {"categories": [asdict(c) for c in categories], "waiting": waiting})
+        return
+    ended = sum(counts(row).values())
+    took = (row.finished_at or time.time()) - (row.opened_at or row.created_at)
+    rate = ended / took if took > 0 else 0.0
+    left = f", {seconds((row.total - ended) / rate)} left" if row.state == BatchState.OPEN and rate else ""
+    click.echo(f"{row.id}  {row.state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{left}")
+    click.echo(category_table(categories))
+    for name, reason in waiting.items():
+        click.echo(f"class {name}: {reason}")
+
+
+def category_table(categories: list[reading.CategorySummary]) -> str:
+    """What became of each category."""
+    head = ("category", "done", "not done", "open", "tokens in", "tokens out", "median ms", "p95 ms")
+    return table(
+        head,
+        [
+            (
+                c.category,
+                sum(n for s, n in c.states.items() if s in ANSWERED),
+                sum(n for s, n in c.states.items() if s in TERMINAL - ANSWERED),
+                sum(n for s, n in c.states.items() if s not in TERMINAL),
+                c.tokens_in,
+                c.tokens_out,
+                c.median_ms,
+                c.p95_ms,
+            )
+            for c in categories
+        ],
+    )
+
+
+def _pool_status(pool: Pool, as_json: bool) -> None:
+    workers = live_workers(pool, reading.all_workers(pool.db))
+    open_ = [r for r in reading.recent_batches(pool.db, 1000) if r.state == BatchState.OPEN]
+    running = pool.settings.broker_url() is not None
+    if as_json:
+        rows = [
+            {"name": w.name, "classes": w.classes, "in_flight": w.in_flight, "capacity": w.capacity, "health": w.health}
+            for w in workers
+        ]
+        print_json({"running": running, "workers": rows, "open_batches": [_batch_json(r) for r in open_]})
+        return
+    say("" if running else "the pool is not running: offload up")
+    head = ("worker", "health", "in flight", "of", "classes")
+    click.echo(table(head, [(w.name, w.health, w.in_flight, w.capacity, ", ".join(w.classes)) for w in workers]))
+    waiting = sum(r.open for r in open_)
+    click.echo(f"{waiting:,} jobs open in {len(open_)} batches")

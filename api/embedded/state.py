@@ -1,0 +1,75 @@
+"""The run folder: one lock, and what the running pool says of itself."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import PoolError
+from tasks.settings import Settings
+
+
+def _lock_path(settings: Settings) -> Path:
+    return settings.run_dir / "lock"
+
+
+@contextmanager
+def held_lock(settings: Settings) -> Iterator[None]:
+    """Be the one supervisor of this home; raises PoolError when there is one. The lock ends with the process."""
+    try:
+        settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.home.chmod(0o700)
+        file = _lock_path(settings).open("a+")
+    except OSError as error:
+        raise PoolError(f"OFFLOAD_HOME {settings.home} cannot be used: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PoolError(
+                f"a pool is running in {settings.home} already (pid {running_pid(settings) or '?'}); "
+                "`offload status` shows it, `offload down` stops it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            settings.pool_file.unlink(missing_ok=True)
+
+
+def running_pid(settings: Settings) -> int | None:
+    """The supervisor's process id, or None while no pool runs here."""
+    try:
+        with _lock_path(settings).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return int(file.read() or 0) or None
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def write_pool(settings: Settings, what: dict[str, Any]) -> None:
+    """Tell other processes of this pool; whole or not at all, readable by its owner only."""
+    partial = settings.pool_file.with_suffix(".new")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_text(json.dumps(what))
+    partial.replace(settings.pool_file)
+
+
+def read_pool(settings: Settings) -> dict[str, Any]:
+    """What the running pool says of itself; empty while there is none."""
+    try:
+        what = json.loads(settings.pool_file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return what if isinstance(what, dict) else {}

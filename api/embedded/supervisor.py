@@ -1,0 +1,242 @@
+"""Starts every role, restarts what dies, stops everything: one foreground process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+import structlog
+import yaml
+
+from api.embedded import discover, redis_server
+from api.embedded.state import held_lock, write_pool
+from tasks.errors import PoolError
+from tasks.ledger import reading
+from tasks.ledger.database import open_ledger
+from tasks.registry import Registry, config_path, load_registry
+from tasks.settings import Settings
+
+#: seconds before a role that died is started again: the first time, and the most
+RESTART_FIRST_S, RESTART_MOST_S = 0.2, 30.0
+#: seconds of life after which a role counts as well again
+WELL_AFTER_S = 30.0
+#: seconds a role is given beyond its own drain before it is killed
+STOP_GRACE_S = 10.0
+#: seconds the whole pool may take to come up
+START_S = 60.0
+#: seconds between looks for a model server while there is none
+LOOK_AGAIN_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Role:
+    """One child process, on its leash."""
+
+    name: str
+    command: Sequence[str]
+    grace_s: float
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0  #: monotonic; not before
+    deaths: int = 0
+
+    def start(self) -> None:
+        """Start the child, holding the other end of its leash."""
+        leash = str(Path(__file__).with_name("leash.py"))
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", leash, str(self.grace_s), *self.command],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which stops its roles in order
+            env=self.environment,
+        )
+        self.started_at = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def ask_to_stop(self) -> None:
+        """Let go of the leash."""
+        if self.process is not None and self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
+    def join(self) -> None:
+        """Wait for its end, which the leash makes sure of."""
+        if self.process is not None:
+            self.process.wait()
+
+    def keep(self, now: float) -> None:
+        """Start it when it should run and does not; each death in a row doubles the wait."""
+        if self.alive:
+            if now - self.started_at > WELL_AFTER_S:
+                self.deaths = 0
+            return
+        if self.process is not None:
+            log.warning("a role died and is started again", role=self.name, status=self.process.returncode)
+            self.process = None
+            self.deaths += 1
+            self.start_at = now + min(RESTART_MOST_S, RESTART_FIRST_S * 2 ** (self.deaths - 1))
+        if now >= self.start_at:
+            self.start()
+
+
+@dataclass
+class Supervisor:
+    """The pool of one machine. simulate: run the shipped simulator as its model server."""
+
+    settings: Settings
+    simulate: bool = False
+    roles: list[Role] = field(default_factory=list)
+    _stop: bool = False
+
+    def run(self) -> None:
+        """Run until SIGINT or SIGTERM; raises PoolError where the pool cannot start."""
+        with held_lock(self.settings):
+            for wanted in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(wanted, self._on_signal)
+            try:
+                self._start()
+                self._watch()
+            finally:
+                self._stop_all()
+
+    def _on_signal(self, *_: Any) -> None:
+        if not self._stop:
+            log.info("stopping")
+        self._stop = True
+
+    # --- start ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        db = open_ledger(self.settings.ledger_url())
+        url = self._start_redis()
+        self.settings.redis_url = url
+        simulator = self._start_simulator() if self.simulate else None
+        registry = self._find_registry(simulator)
+        self._pool: dict[str, Any] = {"pid": os.getpid(), "redis_url": url, "started_at": time.time(), "ready": False}
+        write_pool(self.settings, self._pool)
+        self._add("beat", "beat")
+        self._add_workers(registry)
+        self._wait_until_ready(db)
+        db.close()
+        write_pool(self.settings, self._pool | {"ready": True, "providers": sorted(registry.providers)})
+        log.info("the pool is up", home=str(self.settings.home), configuration=registry.source)
+
+    def _start_redis(self) -> str:
+        if self.settings.redis_url:
+            return self.settings.redis_url
+        for _ in range(3):  # between choosing a port and listening somebody else may take it
+            server = redis_server.prepare(self.settings.home, self.settings.run_dir)
+            role = self._role("redis", server.command)
+            role.start()
+            if self._answers(server.url, role):
+                self.roles.append(role)
+                return server.url
+            role.ask_to_stop()
+            role.join()
+        raise PoolError(f"the embedded Redis does not start; see above, and {self.settings.home / 'redis'}")
+
+    def _answers(self, url: str, role: Role) -> bool:
+        client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=5)
+        until = time.monotonic() + START_S
+        while role.alive and time.monotonic() < until and not self._stop:
+            with contextlib.suppress(redis.RedisError):
+                if client.ping():
+                    client.close()
+                    return True
+            time.sleep(0.02)
+        return False
+
+    def _start_simulator(self) -> str:
+        port = redis_server.free_port()
+        self._add("simulator", "simulate", "--port", str(port))
+        return f"http://127.0.0.1:{port}"
+
+    def _find_registry(self, simulator: str | None) -> Registry:
+        """The configuration, or one made of the servers that are here."""
+        detected = self.settings.run_dir / "detected.yaml"
+        detected.unlink(missing_ok=True)
+        if simulator is not None:
+            config = discover.simulated(simulator)
+        elif config_path(self.settings) is not None:
+            return load_registry(self.settings)
+        else:
+            config = discover.choose(discover.find_servers())
+        detected.write_text("# written by `offload up`; it is made anew each time\n" + yaml.safe_dump(config))
+        if simulator is not None:
+            self.settings.config = detected
+        if not config["providers"]:
+            log.warning("no model server was found; jobs wait until one is there", looking_again_every_s=LOOK_AGAIN_S)
+        return load_registry(self.settings)
+
+    def _add_workers(self, registry: Registry) -> None:
+        for name in registry.providers:
+            if registry.classes_of(name):
+                self._add(f"worker {name}", "worker", "--node", self.settings.node, "--provider", name)
+            else:
+                log.warning("a provider serves no class", provider=name)
+
+    def _add(self, name: str, *arguments: str) -> None:
+        role = self._role(name, (sys.executable, "-m", "api", *arguments))
+        self.roles.append(role)
+        role.start()
+
+    def _role(self, name: str, command: Sequence[str]) -> Role:
+        environment = dict(os.environ)
+        environment["OFFLOAD_HOME"] = str(self.settings.home)
+        if self.settings.config is not None:
+            environment["OFFLOAD_CONFIG"] = str(self.settings.config.absolute())
+        return Role(name, command, self.settings.drain_s + STOP_GRACE_S, environment)
+
+    def _wait_until_ready(self, db: Any) -> None:
+        """Every worker has entered itself, and beat has ticked."""
+        wanted = {r.name.removeprefix("worker ") for r in self.roles if r.name.startswith("worker ")}
+        began, until = time.time(), time.monotonic() + START_S
+        while not self._stop and time.monotonic() < until:
+            here = {w.provider for w in reading.all_workers(db) if w.last_seen >= self._pool["started_at"]}
+            tick = reading.last_tick(db, "sweep")
+            if wanted <= here and tick is not None and tick <= time.time() - began + 1:
+                return
+            self._keep_roles()
+            time.sleep(0.05)
+        if not self._stop:
+            raise PoolError("the pool did not come up in time; the messages above say why")
+
+    # --- run and stop --------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        next_look = time.monotonic() + LOOK_AGAIN_S
+        while not self._stop:
+            self._keep_roles()
+            if time.monotonic() >= next_look and not any(r.name.startswith("worker ") for r in self.roles):
+                self._add_workers(self._find_registry(None))
+                next_look = time.monotonic() + LOOK_AGAIN_S
+            time.sleep(0.1)
+
+    def _keep_roles(self) -> None:
+        now = time.monotonic()
+        for role in self.roles:
+            role.keep(now)
+
+    def _stop_all(self) -> None:
+        """Workers and beat first, together; the servers they need last."""
+        servers = [r for r in self.roles if r.name in ("redis", "simulator")]
+        for group in ([r for r in self.roles if r not in servers], servers):
+            for role in group:
+                role.ask_to_stop()
+            for role in group:
+                role.join()

@@ -1,0 +1,237 @@
+"""A file of job lines becomes a batch: read as a stream, twice.
+
+The first pass finds every fault of every line and inserts nothing; the second inserts.  A pipe is spooled to disk
+first.  Memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from api.use_cases.pool import Pool
+from tasks.errors import InputError, LineFault, PoolError
+from tasks.ledger import submit as loading
+from tasks.registry import Registry
+from tasks.schemas import MAX_LINE_BYTES, NewJob, parse_line
+
+#: is told of every fault as it is found
+OnFault = Callable[[LineFault], None]
+#: is told how many lines a pass has read
+OnProgress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An acknowledged batch. new: False when an idempotency key named a batch that was there."""
+
+    batch_id: str
+    jobs: int
+    rejected: int
+    new: bool
+
+
+@dataclass
+class Request:
+    """What to submit. category: for lines that name none. rejects: where bad lines go; None refuses them all."""
+
+    category: str | None = None
+    name: str | None = None
+    key: str | None = None
+    priority: int = 0
+    rejects: Callable[[], BinaryIO] | None = None
+    on_fault: OnFault = field(default=lambda fault: None)
+    on_progress: OnProgress = field(default=lambda what, lines: None)
+
+
+def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
+    """Validate all of a seekable file, then insert it; the return is the promise.
+
+    Raises InputError when there are faults and no place for bad lines, or when nothing valid is left.
+    """
+    if request.category is not None:
+        _check_category(pool.registry, request.category)
+    first = _Pass(pool.registry, request, source)
+    with ExitStack() as stack:
+        first.rejects = _LazyFile(request.rejects, stack)
+        good = sum(1 for _ in first.jobs("checked"))
+    if first.faults and (request.rejects is None or not good):
+        bad = f"{first.faults} fault{'s' * (first.faults != 1)} in {first.bad} line{'s' * (first.bad != 1)}"
+        raise InputError([LineFault(0, "", f"{bad}; nothing was submitted")])
+    if not good:
+        raise InputError([LineFault(0, "", "the input is empty; nothing was submitted")])
+    body_hash = first.digest()
+    batch_id, new = loading.begin(
+        pool.db, name=request.name, priority=request.priority, key=request.key, body_hash=body_hash
+    )
+    if new:
+        _load(pool, source, request, batch_id, body_hash)
+    return Submitted(batch_id, good, first.bad, new)
+
+
+def submit_line(pool: Pool, line: bytes, *, name: str | None, priority: int) -> str:
+    """Submit one job; raises InputError with its faults. Returns the batch's id."""
+    job = parse_line(line, 1, pool.registry)
+    if isinstance(job, list):
+        raise InputError([LineFault(0, f.field, f.reason) for f in job])
+    batch_id, _ = loading.begin(pool.db, name=name, priority=priority)
+    loading.add(pool.db, batch_id, [job], priority)
+    loading.open_batch(pool.db, batch_id)
+    return batch_id
+
+
+def _check_category(registry: Registry, category: str) -> None:
+    from tasks.registry import nearest
+
+    if category not in registry.categories:
+        raise InputError([LineFault(0, "--category", f"unknown category {category[:40]!r}" + nearest(category, list(registry.categories)))])
+
+
+def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, body_hash: str) -> None:
+    quiet = Request(category=request.category, on_progress=request.on_progress)
+    second = _Pass(pool.registry, quiet, source)
+    try:
+        loading.add(pool.db, batch_id, second.jobs("stored"), request.priority)
+        if second.digest() != body_hash:
+            raise PoolError("the file changed while it was read; nothing was submitted")
+        loading.open_batch(pool.db, batch_id)
+    except BaseException:  # Ctrl-C too: half a batch never stays
+        loading.drop_loading(pool.db, batch_id)
+        raise
+
+
+class _LazyFile:
+    """Bad lines, in a file that is made with the first of them."""
+
+    def __init__(self, make: Callable[[], BinaryIO] | None, stack: ExitStack) -> None:
+        self._make = make
+        self._stack = stack
+        self._file: BinaryIO | None = None
+
+    def write(self, line: bytes) -> None:
+        if self._make is None:
+            return
+        if self._file is None:
+            self._file = self._stack.enter_context(self._make())
+        self._file.write(line.rstrip(b"\r\n") + b"\n")
+
+
+class _Pass:
+    """One reading of the whole file."""
+
+    def __init__(self, registry: Registry, request: Request, source: BinaryIO) -> None:
+        self.faults = 0
+        self.bad = 0
+        self.rejects: _LazyFile | None = None
+        self._registry = registry
+        self._request = request
+        self._source = source
+        self._hash = hashlib.blake2b(repr(request.category).encode(), digest_size=16)
+
+    def jobs(self, what: str) -> Iterator[NewJob]:
+        """The valid jobs; faults are reported and counted as they are met."""
+        self._source.seek(0)
+        with seen_ids() as first_line:
+            for number, raw in read_lines(self._source):
+                self._hash.update(raw)
+                if number % 1000 == 0:
+                    self._request.on_progress(what, number)
+                job = self._job(raw, number, first_line)
+                if isinstance(job, NewJob):
+                    yield job
+                else:
+                    self._reject(raw, job)
+
+    def digest(self) -> str:
+        """What was read, for the idempotency key and against a file that changes."""
+        return self._hash.hexdigest()
+
+    def _job(self, raw: bytes, number: int, first_line: Callable[[str, int], int]) -> NewJob | list[LineFault]:
+        if len(raw) > MAX_LINE_BYTES:
+            return [LineFault(number, "", f"is longer than {MAX_LINE_BYTES >> 20} MiB")]
+        job = parse_line(raw, number, self._registry, self._request.category)
+        if isinstance(job, list):
+            return job
+        first = first_line(job.line_id, number)
+        if first != number:
+            return [LineFault(number, "id", f"the id was used in line {first} already")]
+        return job
+
+    def _reject(self, raw: bytes, faults: list[LineFault]) -> None:
+        self.bad += 1
+        self.faults += len(faults)
+        for fault in faults:
+            self._request.on_fault(fault)
+        if self.rejects is not None:
+            self.rejects.write(raw)
+
+
+def read_lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, bytes) of every line that is not blank; of a line too long, its first bytes only."""
+    number = 0
+    while raw := source.readline(MAX_LINE_BYTES + 2):
+        number += 1
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            _skip_rest(source)
+        if raw.strip():
+            yield number, raw
+
+
+def _skip_rest(source: BinaryIO) -> None:
+    while (part := source.readline(1 << 20)) and not part.endswith(b"\n"):
+        pass
+
+
+@contextmanager
+def seen_ids() -> Iterator[Callable[[str, int], int]]:
+    """A function (id, line) -> the line that used the id first; on disk, so that a million ids need no memory."""
+    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
+        db = sqlite3.connect(Path(folder) / "ids.db", isolation_level=None)
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+            db.execute(f"PRAGMA {pragma}")
+        db.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+        db.execute("BEGIN")
+
+        def first_line(line_id: str, number: int) -> int:
+            added = db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (line_id, number))
+            if added.rowcount:
+                return number
+            return int(db.execute("SELECT line FROM ids WHERE id = ?", (line_id,)).fetchone()[0])
+
+        try:
+            yield first_line
+        finally:
+            db.close()
+
+
+@contextmanager
+def opened(name: str, stdin: IO[bytes]) -> Iterator[Any]:
+    """The input as a seekable file: a path, or `-` for standard input, spooled to disk first."""
+    if name == "-":
+        with tempfile.TemporaryFile(prefix="offload-") as spool:
+            shutil.copyfileobj(stdin, spool, 1 << 20)
+            yield spool
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise InputError([LineFault(0, name, "is a directory; name a file of job lines")])
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError([LineFault(0, name, f"cannot be read ({error.strerror})")]) from None
+    with file:
+        if file.seekable():
+            yield file
+            return
+        with tempfile.TemporaryFile(prefix="offload-") as spool:  # a named pipe
+            shutil.copyfileobj(file, spool, 1 << 20)
+            yield spool

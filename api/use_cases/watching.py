@@ -1,0 +1,110 @@
+"""Progress of a batch, and why its jobs wait."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from api.use_cases.pool import Pool
+from tasks.ledger import reading
+from tasks.states import TERMINAL, BatchState, JobState
+
+#: seconds the rate is taken over
+RATE_WINDOW_S = 30.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A batch at one moment. rate: jobs per second lately; left_s: seconds to go at that rate, None while unknown."""
+
+    batch_id: str
+    state: str
+    total: int
+    counts: dict[str, int]
+    rate: float
+    left_s: float | None
+
+    @property
+    def ended(self) -> int:
+        """Jobs that are terminal."""
+        return sum(self.counts.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether every job is terminal."""
+        return self.state in (BatchState.FINISHED, BatchState.CANCELLED)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every job was answered."""
+        return self.over and self.counts["done"] + self.counts["escalated"] == self.total
+
+
+def counts(row: Any) -> dict[str, int]:
+    """A batch's terminal counters."""
+    return {s.value: getattr(row, s.value) for s in JobState if s in TERMINAL}
+
+
+def watch(pool: Pool, batch_id: str, timeout_s: float | None, every_s: float = 0.2) -> Iterator[Progress]:
+    """The batch's progress until it is over or the time has passed; the last one yielded is the end."""
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    seen: deque[tuple[float, int]] = deque()
+    while True:
+        row = reading.batch(pool.db, batch_id)
+        progress = _progress(row, seen)
+        yield progress
+        now = time.monotonic()
+        if progress.over or (until is not None and now >= until):
+            return
+        time.sleep(every_s if until is None else max(0.0, min(every_s, until - now)))
+
+
+def _progress(row: Any, seen: deque[tuple[float, int]]) -> Progress:
+    now, ended = time.monotonic(), sum(counts(row).values())
+    seen.append((now, ended))
+    while seen[0][0] < now - RATE_WINDOW_S:
+        seen.popleft()
+    began, before = seen[0]
+    rate = (ended - before) / (now - began) if now > began else 0.0
+    return Progress(
+        batch_id=row.id,
+        state=row.state,
+        total=row.total,
+        counts=counts(row),
+        rate=rate,
+        left_s=(row.total - ended) / rate if rate else None,
+    )
+
+
+def why_waiting(pool: Pool, batch_id: str) -> dict[str, str]:
+    """For each class with jobs that are not terminal: why they wait, in words."""
+    workers = reading.all_workers(pool.db)
+    reasons = {}
+    for name, states in reading.waiting_by_class(pool.db, batch_id).items():
+        reasons[name] = _reason(pool, batch_id, name, states, workers)
+    return reasons
+
+
+def _reason(pool: Pool, batch_id: str, name: str, states: dict[str, int], workers: list[Any]) -> str:
+    live = live_workers(pool, workers)
+    serving = [w for w in live if name in w.classes]
+    if states.get(JobState.RUNNING):
+        return f"{states[JobState.RUNNING]} running on {', '.join(w.name for w in serving) or 'a worker'}"
+    if pool.settings.broker_url() is None:
+        return "the pool is not running: offload up"
+    if not serving:
+        return f"no live worker serves class {name}: offload doctor"
+    if not any(w.consuming for w in serving):
+        return "; ".join(f"{w.name} is {w.health}: {w.detail}" for w in serving)
+    if error := reading.last_error(pool.db, batch_id, name):
+        return f"waits to be tried again: {error}"
+    return f"waits for its turn on {', '.join(w.name for w in serving)}"
+
+
+def live_workers(pool: Pool, workers: list[Any]) -> list[Any]:
+    """The workers seen lately."""
+    since = time.time() - pool.settings.times.worker_gone
+    return [w for w in workers if w.last_seen > since]

@@ -1,0 +1,69 @@
+"""The role `beat`: Celery beat, which only sends, and the worker of queue `scheduler`, in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+import structlog
+from celery import Celery, signals
+from celery.beat import EmbeddedService
+
+from scheduler import sweep
+from scheduler.beat import schedule
+from tasks.app import Publisher, make_app
+from tasks.errors import PoolError
+from tasks.ledger.database import Database, open_ledger
+from tasks.queues import SCHEDULER_QUEUE, SWEEP
+from tasks.registry import Registry
+from tasks.settings import Settings
+
+#: threads of the scheduler queue's worker
+THREADS = 2
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, registry: Registry) -> None:
+    """Be beat until SIGTERM or SIGINT; raises PoolError where it cannot start."""
+    url = settings.broker_url()
+    if url is None:
+        raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
+    db = open_ledger(settings.ledger_url())
+    app = make_app(url)
+    app.conf.beat_schedule = schedule(settings.times)
+    app.conf.beat_max_loop_interval = min(5.0, settings.times.sweep)
+    _register(app, db, url, settings, registry)
+    service = EmbeddedService(app, thread=True, scheduler_cls="celery.beat.Scheduler")
+
+    def start_beat(**_: Any) -> None:
+        service.start()
+        app.send_task(SWEEP, queue=SCHEDULER_QUEUE, ignore_result=True)  # beat's own first tick comes an interval late
+        log.info("beat started")
+
+    signals.worker_ready.connect(start_beat, weak=False)
+    worker = app.Worker(
+        hostname=f"scheduler@{settings.node}",
+        pool="threads",
+        concurrency=THREADS,
+        queues=[SCHEDULER_QUEUE],
+        loglevel=settings.log_level.upper(),
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    worker.start()
+    service.stop()
+    db.close()
+
+
+def _register(app: Celery, db: Database, url: str, settings: Settings, registry: Registry) -> None:
+    publisher = Publisher(app)
+    broker = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+
+    @app.task(name=SWEEP, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
+    def run_sweep() -> None:
+        counts = sweep.run_once(db, broker, publisher, list(registry.classes), settings.times)
+        found = {name: n for name, n in counts.items() if n and name != "sent"}
+        if found:
+            log.info("sweep", **found)

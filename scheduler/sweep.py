@@ -1,0 +1,84 @@
+"""Takes back what nobody reports and sends again what got lost; then fills the windows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from sqlalchemy.engine import Row
+
+from tasks.dispatch import SliceSender, fill
+from tasks.ledger import sweeping
+from tasks.ledger.database import Database
+from tasks.ledger.reading import tick
+from tasks.queues import BrokerDown, class_queue
+from tasks.settings import Times
+
+#: messages in a class's list beyond which it cannot be ours: nothing fills a window this large
+LONGEST_LIST = 20_000
+#: slices looked for in one sweep
+SLICES_A_SWEEP = 1_000
+#: silent workers are forgotten after this many times the time after which they are no longer live
+FORGET_WORKERS = 80
+
+
+def run_once(db: Database, broker: redis.Redis, sender: SliceSender, classes: Sequence[str], times: Times) -> Counter[str]:
+    """One sweep; the counts say what it found."""
+    counts = sweeping.take_back_expired(db)
+    counts["expired"] = sweeping.expire_batches(db)
+    counts["loads"] = sweeping.drop_abandoned_loads(db, times.loading_abandoned)
+    counts["workers"] = sweeping.drop_gone_workers(db, times.worker_gone * FORGET_WORKERS)
+    sweeping.drop_empty_slices(db)
+    try:
+        counts["slices"] = resend_lost(db, broker, sender, times.slice_lost)
+        counts["sent"] = fill(db, sender, classes, times)
+    except (BrokerDown, redis.RedisError):
+        counts["broker_down"] = 1
+    tick(db, "sweep", dict(counts))
+    return counts
+
+
+def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float) -> int:
+    """Send unclaimed slices again, under the same id, that Redis holds nowhere."""
+    late = sweeping.unclaimed_slices(db, older_than_s)[:SLICES_A_SWEEP]
+    if not late:
+        return 0
+    held = _unacked(broker)
+    lost: list[Row[Any]] = []
+    for model_class in sorted({row.model_class for row in late}):
+        there = held | _listed(broker, class_queue(model_class))
+        lost += [row for row in late if row.model_class == model_class and row.id not in there]
+    for row in lost:
+        sender.send_slice(row.id, row.model_class, row.jobs)
+    sweeping.touch_slices(db, [row.id for row in lost])
+    return len(lost)
+
+
+def _listed(broker: redis.Redis, queue: str) -> set[str]:
+    """The ids in a class's list; a list too long to be ours is deleted, and its slices count as lost."""
+    if int(broker.llen(queue)) > LONGEST_LIST:  # type: ignore[arg-type]  # redis types sync and async as one
+        broker.delete(queue)
+        return set()
+    return {found for raw in broker.lrange(queue, 0, -1) if (found := _slice_id(raw))}  # type: ignore[union-attr]
+
+
+def _unacked(broker: redis.Redis) -> set[str]:
+    """The ids that workers have received and not yet taken up; kombu keeps [message, exchange, key] there."""
+    found = set()
+    for raw in broker.hvals("unacked"):  # type: ignore[union-attr]
+        try:
+            found.add(_slice_id(json.dumps(json.loads(raw)[0])))
+        except (ValueError, LookupError, TypeError):
+            continue
+    return found - {""}
+
+
+def _slice_id(raw: bytes | str) -> str:
+    """The task id of a message, which is the slice's id; empty for what is no message of ours."""
+    try:
+        return str(json.loads(raw)["headers"]["id"])
+    except (ValueError, LookupError, TypeError):
+        return ""

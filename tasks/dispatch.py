@@ -1,0 +1,240 @@
+"""Keeps the window of every class full: chooses jobs in one transaction, then sends their slices.
+
+One dispatcher at a time: choosing takes the ledger's write lock, and whoever waited for it looks again.  It runs
+in whichever process submitted, finished work or swept, and on beat's tick.  A slice that could not be sent goes
+straight back, so Redis being away costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Select, delete, exists, func, insert, null, select, update
+from sqlalchemy.engine import Row
+
+from tasks.ledger.claims import put_back
+from tasks.ledger.database import Database
+from tasks.queues import BrokerDown
+from tasks.settings import Times
+from tasks.states import BatchState, JobState
+from tasks.tables import Batch, Job, Slice, Worker
+from tasks.turns import IDLE_WINDOW, Server, Waiting, next_turn, slice_size, suspect_slice, window
+
+#: batches of one class that take turns in one look; more of them wait for the next look
+BATCHES_A_LOOK = 64
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+jobs = Job.__table__  # type: ignore[attr-defined]
+slices = Slice.__table__  # type: ignore[attr-defined]
+workers = Worker.__table__  # type: ignore[attr-defined]
+
+
+class SliceSender(Protocol):
+    """What sends a slice's message; tasks.app.Publisher is the one."""
+
+    def send_slice(self, slice_id: str, model_class: str, jobs: int) -> None:
+        """Raises BrokerDown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A slice chosen and to be sent."""
+
+    id: str
+    model_class: str
+    jobs: int
+
+
+def fill(db: Database, sender: SliceSender, classes: Iterable[str], times: Times) -> int:
+    """Fill every window once; returns the jobs sent. Raises BrokerDown after giving back what was not sent.
+
+    `classes` are those of the configuration: a class that no live worker serves gets one small slice ahead.
+    """
+    chosen = _choose(db, sorted(set(classes)), times)
+    for i, one in enumerate(chosen):
+        try:
+            sender.send_slice(one.id, one.model_class, one.jobs)
+        except BrokerDown:
+            for unsent in chosen[i:]:
+                put_back(db, unsent.id)
+            raise
+    return sum(one.jobs for one in chosen)
+
+
+def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
+    if not _anything_waits(db):
+        return []
+    with db.write() as c:
+        now = db.now(c)
+        servers = _servers(c, now - times.worker_gone)
+        named = sorted({*classes, *(name for s in servers for name in s.classes)})
+        queues = {name: found for name in named if (found := _waiting_batches(c, name, now))}
+        waiting = {name: _summary(found) for name, found in queues.items()}
+        turns = {s.name: next_turn(s, waiting, now, times.turn) for s in servers}
+        _keep_turns(c, servers, turns, now)
+        out = _out(c)
+        sent: list[Sent] = []
+        for name, found in queues.items():
+            sent += _fill_class(c, name, found, _room(name, turns, servers, out), _size(name, servers), now)
+    return sent
+
+
+def _anything_waits(db: Database) -> bool:
+    """A look without the write lock: most looks end here on an idle pool."""
+    with db.read() as c:
+        open_ = select(batches.c.id).where(batches.c.state == BatchState.OPEN, batches.c.open > 0)
+        queued = exists().where(jobs.c.batch_id.in_(open_), jobs.c.state == JobState.QUEUED)
+        return bool(c.execute(select(queued)).scalar())
+
+
+def _servers(c: Connection, seen_since: float) -> list[Server]:
+    query = select(workers).where(workers.c.last_seen > seen_since, workers.c.consuming).order_by(workers.c.name)
+    return [
+        Server(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since) for r in c.execute(query).all()
+    ]
+
+
+def _waiting_batches(c: Connection, model_class: str, now: float) -> Sequence[Row[Any]]:
+    """Open batches with due jobs of a class, in the order they are served: priority, then fair turns."""
+    due = exists().where(
+        jobs.c.batch_id == batches.c.id,
+        jobs.c.model_class == model_class,
+        jobs.c.state == JobState.QUEUED,
+        jobs.c.due_at <= now,
+    )
+    query = (
+        select(batches.c.id, batches.c.priority, batches.c.opened_at)
+        .where(batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), due)
+        .order_by(batches.c.priority.desc(), batches.c.served_at, batches.c.opened_at)
+        .limit(BATCHES_A_LOOK)
+    )
+    return c.execute(query).all()
+
+
+def _summary(found: Sequence[Row[Any]]) -> Waiting:
+    return Waiting(priority=max(r.priority for r in found), since=min(r.opened_at for r in found))
+
+
+def _keep_turns(c: Connection, servers: Sequence[Server], turns: Mapping[str, str | None], now: float) -> None:
+    for server in servers:
+        turn = turns[server.name]
+        if turn is not None and turn != server.turn_class:
+            c.execute(update(workers).where(workers.c.name == server.name).values(turn_class=turn, turn_since=now))
+
+
+def _out(c: Connection) -> dict[str, int]:
+    """Jobs dispatched or running, by class."""
+    query = (
+        select(jobs.c.model_class, func.count())
+        .where(jobs.c.state.in_((JobState.DISPATCHED, JobState.RUNNING)))
+        .group_by(jobs.c.model_class)
+    )
+    return dict(c.execute(query).tuples().all())
+
+
+def _room(name: str, turns: Mapping[str, str | None], servers: Sequence[Server], out: Mapping[str, int]) -> int:
+    served = any(name in s.classes for s in servers)
+    whole = window(name, turns, servers) if served else IDLE_WINDOW
+    return whole - out.get(name, 0)
+
+
+def _size(name: str, servers: Sequence[Server]) -> int:
+    """Slices suit the smallest worker that may get them."""
+    sizes = [slice_size(s.capacity) for s in servers if name in s.classes]
+    return min(sizes, default=IDLE_WINDOW)
+
+
+def _fill_class(
+    c: Connection, name: str, found: Sequence[Row[Any]], room: int, size: int, now: float
+) -> list[Sent]:
+    """Cut slices while there is room: the highest priority first, batches of one priority in turns."""
+    if room < size:
+        room += _take_back_lower(c, name, found[0].priority, size - room)
+    sent: list[Sent] = []
+    for _, equal in groupby(found, key=lambda row: row.priority):
+        turns = deque(equal)
+        while turns and room >= size:  # a slice that would not be full waits for the next look, never far away
+            one = _cut(c, name, turns[0], size, now)
+            if one is None:
+                turns.popleft()
+                continue
+            sent.append(one)
+            room -= one.jobs
+            turns.rotate(-1)
+    return sent
+
+
+def _take_back_lower(c: Connection, name: str, priority: int, wanted: int) -> int:
+    """Unclaimed slices of a lower priority make room for a higher one; their messages will claim nothing."""
+    lower = (
+        select(slices.c.id, slices.c.jobs)
+        .where(slices.c.model_class == name, slices.c.priority < priority)
+        .order_by(slices.c.priority, slices.c.sent_at.desc())
+    )
+    freed, ids = 0, []
+    for row in c.execute(lower).all():
+        if freed >= wanted:
+            break
+        ids.append(row.id)
+        freed += row.jobs
+    if ids:
+        c.execute(
+            update(jobs)
+            .where(jobs.c.slice_id.in_(ids), jobs.c.state == JobState.DISPATCHED)
+            .values(state=JobState.QUEUED, slice_id=null())
+        )
+        c.execute(delete(slices).where(slices.c.id.in_(ids)))
+    return freed
+
+
+def _cut(c: Connection, name: str, batch: Row[Any], size: int, now: float) -> Sent | None:
+    """Make the next slice of a batch; jobs that were in hand when a worker died go last, few at a time."""
+    ids = _due(c, name, batch.id, size, now)
+    suspects = not ids
+    if suspects:
+        ids = _suspects(c, name, batch.id, size, now)
+    if not ids:
+        return None
+    slice_id = secrets.token_hex(12)
+    c.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED)
+        .values(state=JobState.DISPATCHED, slice_id=slice_id)
+    )
+    c.execute(
+        insert(slices).values(
+            id=slice_id, model_class=name, priority=batch.priority, jobs=len(ids), suspects=suspects, sent_at=now
+        )
+    )
+    c.execute(update(batches).where(batches.c.id == batch.id).values(served_at=now))
+    return Sent(slice_id, name, len(ids))
+
+
+def _queued(name: str, batch_id: str, now: float) -> Select[int, int]:
+    return select(jobs.c.id, jobs.c.crashes).where(
+        jobs.c.batch_id == batch_id,
+        jobs.c.model_class == name,
+        jobs.c.state == JobState.QUEUED,
+        jobs.c.due_at <= now,
+    )
+
+
+def _due(c: Connection, name: str, batch_id: str, size: int, now: float) -> list[int]:
+    query = _queued(name, batch_id, now).where(jobs.c.crashes == 0).order_by(jobs.c.rank, jobs.c.id).limit(size)
+    return [row.id for row in c.execute(query)]
+
+
+def _suspects(c: Connection, name: str, batch_id: str, size: int, now: float) -> list[int]:
+    """Suspects of a crash, one slice of a class at a time, in halves and then alone."""
+    out = exists().where(
+        jobs.c.state.in_((JobState.DISPATCHED, JobState.RUNNING)), jobs.c.model_class == name, jobs.c.crashes > 0
+    )
+    if c.execute(select(out)).scalar():
+        return []
+    rows = c.execute(_queued(name, batch_id, now).order_by(jobs.c.crashes, jobs.c.id).limit(size)).all()
+    return [row.id for row in rows[: suspect_slice(rows[0].crashes, size)]] if rows else []

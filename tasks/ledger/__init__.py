@@ -1,0 +1,12 @@
+"""The ledger: the only truth about jobs.  Every state change of a job is here, and nowhere else.
+
+    database   the engine, its two kinds of transaction, the database's clock
+    submit     a batch is loaded in commits of bounded size; the last one is the promise
+    claims     dispatched → running under a new fence and a lease; renewing; what a worker says of itself
+    record     results, retries and give-backs, in groups, each only where id, fence and running still match
+    endings    cancelled and expired; the counters of a batch and its closing
+    sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
+    reading    status and results
+
+No transaction is long: each handles a bounded number of rows, so that no heartbeat waits behind it.
+"""

@@ -1,0 +1,207 @@
+"""Claiming and holding: a slice's jobs become running under a new fence and a lease that is renewed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import case, delete, insert, null, select, update
+
+from tasks.errors import StaleWorker
+from tasks.ledger.database import Database
+from tasks.states import BatchState, JobState
+from tasks.tables import Batch, Body, Job, Slice, Worker
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+bodies = Body.__table__  # type: ignore[attr-defined]
+jobs = Job.__table__  # type: ignore[attr-defined]
+slices = Slice.__table__  # type: ignore[attr-defined]
+workers = Worker.__table__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A worker process: `run_id` is new with every start, so that an older one can be told apart."""
+
+    node: str
+    provider: str
+    run_id: str
+    pid: int
+
+    @property
+    def name(self) -> str:
+        """How the ledger and Celery call it."""
+        return f"{self.node}/{self.provider}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job in a worker's hand, with all that is needed to run it."""
+
+    id: int
+    fence: int
+    batch_id: str
+    category: str
+    model_class: str
+    model: str | None
+    priority: int
+    attempts: int
+    body: bytes
+
+
+def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started: bool) -> list[Claimed]:
+    """Take the jobs of a slice: dispatched → running, fence + 1, in one statement.
+
+    A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing.
+    `started` says that the jobs go to the loop at once.
+    """
+    with db.write() as c:
+        now = db.now(c)
+        taken = c.execute(
+            update(jobs)
+            .where(jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED)
+            .values(
+                state=JobState.RUNNING,
+                fence=jobs.c.fence + 1,
+                lease_until=now + lease_s,
+                worker=me.name,
+                run_id=me.run_id,
+                started_at=now if started else None,
+                slice_id=None,
+            )
+            .returning(
+                jobs.c.id,
+                jobs.c.fence,
+                jobs.c.batch_id,
+                jobs.c.category,
+                jobs.c.model_class,
+                jobs.c.model,
+                jobs.c.priority,
+                jobs.c.attempts,
+                jobs.c.rank,
+                jobs.c.line,
+            )
+        ).all()
+        c.execute(delete(slices).where(slices.c.id == slice_id))
+        ids = [row.id for row in taken]
+        texts = dict(c.execute(select(bodies.c.job_id, bodies.c.body).where(bodies.c.job_id.in_(ids))).tuples().all())
+    taken = sorted(taken, key=lambda row: (row.rank, row.line))
+    return [
+        Claimed(
+            id=r.id,
+            fence=r.fence,
+            batch_id=r.batch_id,
+            category=r.category,
+            model_class=r.model_class,
+            model=r.model,
+            priority=r.priority,
+            attempts=r.attempts,
+            body=texts[r.id],
+        )
+        for r in taken
+    ]
+
+
+def mark_started(db: Database, held: Iterable[Claimed]) -> None:
+    """The jobs go to the loop: from here on a crash of the worker counts against them."""
+    by_id = {job.id: job.fence for job in held}
+    with db.write() as c:
+        now = db.now(c)
+        still = _still_held(c, list(by_id))
+        ids = [i for i, fence in by_id.items() if still.get(i) == fence]
+        c.execute(update(jobs).where(jobs.c.id.in_(ids)).values(started_at=now))
+
+
+def _still_held(c: object, ids: Sequence[int]) -> dict[int, int]:
+    """The fences of those jobs that are running, locked in id order."""
+    found: dict[int, int] = {}
+    for start in range(0, len(ids), 500):
+        query = (
+            select(jobs.c.id, jobs.c.fence)
+            .where(jobs.c.id.in_(ids[start : start + 500]), jobs.c.state == JobState.RUNNING)
+            .order_by(jobs.c.id)
+            .with_for_update()
+        )
+        found.update(c.execute(query).tuples().all())  # type: ignore[attr-defined]
+    return found
+
+
+def renew(db: Database, held: dict[int, int], lease_s: float) -> set[int]:
+    """Renew the leases of exactly these (id, fence) pairs; the ids that are still held."""
+    if not held:
+        return set()
+    with db.write() as c:
+        until = db.now(c) + lease_s
+        still = _still_held(c, sorted(held))
+        mine = [i for i, fence in held.items() if still.get(i) == fence]
+        for start in range(0, len(mine), 500):
+            c.execute(update(jobs).where(jobs.c.id.in_(mine[start : start + 500])).values(lease_until=until))
+    return set(mine)
+
+
+def ended_batches(db: Database, ids: Iterable[str]) -> set[str]:
+    """Those of the batches whose jobs are to be dropped."""
+    with db.read() as c:
+        query = select(batches.c.id).where(
+            batches.c.id.in_(list(ids)), (batches.c.state != BatchState.OPEN) | batches.c.cancelled_at.is_not(None)
+        )
+        return set(c.execute(query).scalars())
+
+
+def register(db: Database, me: Identity, classes: Sequence[str], capacity: int) -> None:
+    """Enter a worker, or take over the name of one that is gone.
+
+    What a former process of that name still holds is over at once: if it lives after all, its fences are stale.
+    """
+    with db.write() as c:
+        now = db.now(c)
+        row = dict(
+            node=me.node,
+            provider=me.provider,
+            run_id=me.run_id,
+            pid=me.pid,
+            classes=list(classes),
+            capacity=capacity,
+            in_flight=0,
+            consuming=True,
+            health="healthy",
+            detail="",
+            started_at=now,
+            last_seen=now,
+        )
+        if c.execute(update(workers).where(workers.c.name == me.name).values(**row)).rowcount == 0:
+            c.execute(insert(workers).values(name=me.name, turn_class=None, turn_since=0, **row))
+        c.execute(
+            update(jobs)
+            .where(jobs.c.worker == me.name, jobs.c.state == JobState.RUNNING, jobs.c.run_id != me.run_id)
+            .values(lease_until=case((jobs.c.lease_until > now, now), else_=jobs.c.lease_until))
+        )
+
+
+def report(db: Database, me: Identity, *, in_flight: int, consuming: bool, health: str, detail: str) -> None:
+    """A worker's heartbeat; raises StaleWorker when another process has taken the name."""
+    with db.write() as c:
+        seen = c.execute(
+            update(workers)
+            .where(workers.c.name == me.name, workers.c.run_id == me.run_id)
+            .values(last_seen=db.now(c), in_flight=in_flight, consuming=consuming, health=health, detail=detail)
+        )
+        if seen.rowcount != 1:
+            raise StaleWorker(f"another process has taken the name {me.name}; this one stops")
+
+
+def leave(db: Database, me: Identity) -> None:
+    """A worker that stops in order takes its row with it."""
+    with db.write() as c:
+        c.execute(delete(workers).where(workers.c.name == me.name, workers.c.run_id == me.run_id))
+
+
+def put_back(db: Database, slice_id: str) -> None:
+    """Give an unclaimed slice's jobs back: its message could not be sent, or its worker does not take it now."""
+    with db.write() as c:
+        c.execute(
+            update(jobs)
+            .where(jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED)
+            .values(state=JobState.QUEUED, slice_id=null())
+        )
+        c.execute(delete(slices).where(slices.c.id == slice_id))

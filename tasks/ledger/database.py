@@ -1,0 +1,118 @@
+"""The engine, its two kinds of transaction, and the database's clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlmodel import SQLModel
+
+import tasks.tables  # noqa: F401  the tables register themselves with SQLModel's metadata
+from tasks.errors import ConfigError, PoolError
+
+#: milliseconds SQLite waits for another writer; every transaction is short, so this is generous
+BUSY_TIMEOUT_MS = 20_000
+
+
+class Database:
+    """A ledger's engine. Safe to share between threads; cheap to keep, dear to make."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _engine(url)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes; on SQLite it takes the write lock at once."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads; it never waits for writers."""
+        with self.engine.connect().execution_options(offload_read=True) as connection, connection.begin():
+            yield connection
+
+    def now(self, connection: Connection) -> float:
+        """Unix seconds. SQLite has only each process's own clock."""
+        return time.time()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError("OFFLOAD_DATABASE_URL is no database address; expected sqlite:///path") from None
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise ConfigError("OFFLOAD_DATABASE_URL: the ledger is a SQLite file here; expected sqlite:///path")
+    engine = create_engine(
+        parsed,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
+        pool_size=8,
+        max_overflow=16,
+    )
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _on_connect(dbapi: Any, _record: Any) -> None:
+    dbapi.isolation_level = None  # we begin by ourselves: see _on_begin
+    cursor = dbapi.cursor()
+    cursor.execute("PRAGMA synchronous=FULL")  # the commit is the promise
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA cache_size=-16000")
+    cursor.close()
+
+
+def _on_begin(connection: Connection) -> None:
+    # A deferred transaction that turns into a writer fails at once when another one wrote in between.
+    read = connection.get_execution_options().get("offload_read")
+    connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
+
+
+def open_ledger(url: str) -> Database:
+    """Open the ledger and make its tables where there are none; PoolError where it cannot be opened."""
+    database = Database(url)
+    path = Path(str(make_url(url).database))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _has_tables(database):
+            _create(database)
+    except (OperationalError, OSError) as error:
+        reason = getattr(error, "orig", None) or error
+        raise PoolError(f"the ledger {path} cannot be opened: {reason}") from None
+    return database
+
+
+def _has_tables(database: Database) -> bool:
+    with database.read() as c:
+        return bool(c.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'ticks'")).scalar())
+
+
+def _create(database: Database) -> None:
+    # Two processes that set WAL at once fail, and one that finds it set changes nothing.
+    raw = database.engine.raw_connection()
+    try:
+        for _ in range(100):
+            try:
+                raw.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
+                break
+            except Exception:
+                time.sleep(0.05)
+    finally:
+        raw.close()
+    with database.write() as c:
+        SQLModel.metadata.create_all(c)
+    Path(str(make_url(database.url).database)).chmod(0o600)

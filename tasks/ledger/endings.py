@@ -1,0 +1,91 @@
+"""How batches end: jobs cancelled or expired in bounded steps, counters, and the closing of a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, case, select, update
+
+from tasks.ledger.database import Database
+from tasks.states import LIVE, TERMINAL, BatchState, JobState
+from tasks.tables import Batch, Job
+
+#: rows one transaction may end; it bounds how long others wait for the write lock
+CHUNK = 5_000
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+jobs = Job.__table__  # type: ignore[attr-defined]
+
+
+def count_ended(c: Connection, ended: Mapping[str, Counter[JobState]], now: float) -> None:
+    """Add ended jobs to their batches' counters, and close the batches that have none left."""
+    for batch_id, states in sorted(ended.items()):
+        changes = {s.value: batches.c[s.value] + n for s, n in states.items() if s in TERMINAL}
+        changes["open"] = batches.c.open - sum(states.values())
+        c.execute(update(batches).where(batches.c.id == batch_id).values(changes))
+    close_batches(c, list(ended), now)
+
+
+def close_batches(c: Connection, ids: list[str], now: float) -> None:
+    """Close those of the batches that are open and have no job left."""
+    final = case((batches.c.cancelled_at.is_(None), BatchState.FINISHED), else_=BatchState.CANCELLED)
+    c.execute(
+        update(batches)
+        .where(batches.c.id.in_(ids), batches.c.state == BatchState.OPEN, batches.c.open == 0)
+        .values(state=final, finished_at=now)
+    )
+
+
+def cancel(db: Database, batch_id: str) -> int:
+    """Cancel every job of an open batch that is not terminal; the count of jobs cancelled.
+
+    Jobs in flight are cancelled too: their workers see it within a second and close the calls.
+    Repeating it, or cancelling a batch that has ended, changes nothing.
+    """
+    with db.write() as c:
+        c.execute(
+            update(batches)
+            .where(batches.c.id == batch_id, batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None))
+            .values(cancelled_at=db.now(c))
+        )
+    return end_all(db, batch_id, JobState.CANCELLED)
+
+
+def end_all(db: Database, batch_id: str, state: JobState) -> int:
+    """Bring every live job of an open batch to a terminal state, in steps of CHUNK."""
+    total = 0
+    while step := _end_some(db, batch_id, state):
+        total += step
+    return total
+
+
+def _end_some(db: Database, batch_id: str, state: JobState) -> int:
+    with db.write() as c:
+        now = db.now(c)
+        if c.execute(select(batches.c.state).where(batches.c.id == batch_id)).scalar() != BatchState.OPEN:
+            return 0
+        some = (
+            select(jobs.c.id)
+            .where(jobs.c.batch_id == batch_id, jobs.c.state.in_(LIVE))
+            .order_by(jobs.c.id)
+            .limit(CHUNK)
+            .with_for_update()
+        )
+        ids = c.execute(some).scalars().all()
+        reason = "the batch was cancelled" if state is JobState.CANCELLED else "its deadline passed before it was done"
+        for start in range(0, len(ids), 500):
+            c.execute(
+                update(jobs)
+                .where(jobs.c.id.in_(ids[start : start + 500]), jobs.c.state.in_(LIVE))
+                .values(
+                    state=state,
+                    finished_at=now,
+                    slice_id=None,
+                    lease_until=None,
+                    error_code=state.value,
+                    error_message=reason,
+                )
+            )
+        count_ended(c, {batch_id: Counter({state: len(ids)})}, now)
+        return len(ids)

@@ -1,0 +1,196 @@
+"""Status and results, read in pages so that no reader holds a snapshot for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.engine import Row
+
+from tasks.errors import NotFound
+from tasks.ledger.database import Database
+from tasks.states import TERMINAL, JobState
+from tasks.tables import Batch, Job, Output, Tick, Worker
+
+#: results one page holds
+PAGE = 500
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+jobs = Job.__table__  # type: ignore[attr-defined]
+outputs = Output.__table__  # type: ignore[attr-defined]
+ticks = Tick.__table__  # type: ignore[attr-defined]
+workers = Worker.__table__  # type: ignore[attr-defined]
+
+
+def batch(db: Database, batch_id: str) -> Row[Any]:
+    """A batch's row; raises NotFound."""
+    with db.read() as c:
+        row = c.execute(select(batches).where(batches.c.id == batch_id)).first()
+    if row is None:
+        raise NotFound(f"there is no batch {batch_id[:80]!r}; `offload batches` lists them")
+    return row
+
+
+def recent_batches(db: Database, limit: int) -> list[Row[Any]]:
+    """The newest batches first."""
+    with db.read() as c:
+        return list(c.execute(select(batches).order_by(batches.c.created_at.desc()).limit(limit)).all())
+
+
+@dataclass(frozen=True)
+class CategorySummary:
+    """One category of a batch. Times are milliseconds of the last call, of answered jobs; None where there are none."""
+
+    category: str
+    states: dict[str, int]
+    tokens_in: int
+    tokens_out: int
+    median_ms: float | None
+    p95_ms: float | None
+
+
+def by_category(db: Database, batch_id: str) -> list[CategorySummary]:
+    """A batch's categories: states, tokens, median and 95th percentile of the time."""
+    with db.read() as c:
+        query = (
+            select(
+                jobs.c.category,
+                jobs.c.state,
+                func.count().label("n"),
+                func.sum(jobs.c.tokens_in).label("tin"),
+                func.sum(jobs.c.tokens_out).label("tout"),
+            )
+            .where(jobs.c.batch_id == batch_id)
+            .group_by(jobs.c.category, jobs.c.state)
+        )
+        rows = c.execute(query).all()
+        return [_summary(c, batch_id, name, [r for r in rows if r.category == name]) for name in _names(rows)]
+
+
+def _names(rows: Any) -> list[str]:
+    return sorted({r.category for r in rows})
+
+
+def _summary(c: Connection, batch_id: str, name: str, rows: list[Row[Any]]) -> CategorySummary:
+    times = (
+        select(jobs.c.duration_ms)
+        .where(jobs.c.batch_id == batch_id, jobs.c.category == name, jobs.c.state == JobState.DONE)
+        .order_by(jobs.c.duration_ms)
+    )
+    n = sum(r.n for r in rows if r.state == JobState.DONE)
+
+    def at(share: float) -> float | None:
+        return c.execute(times.limit(1).offset(min(n - 1, int(share * n)))).scalar() if n else None
+
+    return CategorySummary(
+        category=name,
+        states={r.state: r.n for r in rows},
+        tokens_in=sum(r.tin or 0 for r in rows),
+        tokens_out=sum(r.tout or 0 for r in rows),
+        median_ms=at(0.5),
+        p95_ms=at(0.95),
+    )
+
+
+def waiting_by_class(db: Database, batch_id: str) -> dict[str, dict[str, int]]:
+    """Jobs of a batch that are not terminal: class -> state -> count."""
+    with db.read() as c:
+        live = [s for s in JobState if s not in TERMINAL]
+        query = (
+            select(jobs.c.model_class, jobs.c.state, func.count())
+            .where(jobs.c.batch_id == batch_id, jobs.c.state.in_(live))
+            .group_by(jobs.c.model_class, jobs.c.state)
+        )
+        found: dict[str, dict[str, int]] = {}
+        for model_class, state, n in c.execute(query).tuples():
+            found.setdefault(model_class, {})[state] = n
+    return found
+
+
+def last_error(db: Database, batch_id: str, model_class: str) -> str | None:
+    """Why a waiting job of this class did not end at its last try."""
+    with db.read() as c:
+        query = (
+            select(jobs.c.error_message)
+            .where(jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.state == JobState.QUEUED)
+            .where(jobs.c.error_message.is_not(None))
+            .limit(1)
+        )
+        return c.execute(query).scalar()
+
+
+def results(db: Database, batch_id: str, state: str | None = None) -> Iterator[bytes]:
+    """The result lines of the jobs that are terminal, in input order, each JSON without a line end."""
+    last = 0
+    wanted = [state] if state else list(TERMINAL)
+    while True:
+        with db.read() as c:
+            query = (
+                select(jobs, outputs.c.output)
+                .outerjoin(outputs, outputs.c.job_id == jobs.c.id)
+                .where(jobs.c.batch_id == batch_id, jobs.c.line > last, jobs.c.state.in_(wanted))
+                .order_by(jobs.c.line)
+                .limit(PAGE)
+            )
+            page = c.execute(query).all()
+        for row in page:
+            yield result_line(row)
+        if len(page) < PAGE:
+            return
+        last = page[-1].line
+
+
+def one_job(db: Database, batch_id: str) -> Row[Any]:
+    """The first job of a batch, with its output; what `run` waits for."""
+    with db.read() as c:
+        query = (
+            select(jobs, outputs.c.output)
+            .outerjoin(outputs, outputs.c.job_id == jobs.c.id)
+            .where(jobs.c.batch_id == batch_id)
+            .order_by(jobs.c.line)
+            .limit(1)
+        )
+        return c.execute(query).one()
+
+
+def result_line(row: Row[Any]) -> bytes:
+    """A result as the README shows it."""
+    line: dict[str, Any] = {
+        "id": row.line_id,
+        "category": row.category,
+        "state": row.state,
+        "output": None if row.output is None else orjson.Fragment(row.output),
+        "model": row.served_model,
+        "provider": row.provider,
+        "node": row.node,
+        "attempts": row.attempts,
+        "tokens": {"in": row.tokens_in, "out": row.tokens_out},
+        "duration_ms": None if row.duration_ms is None else round(row.duration_ms, 1),
+    }
+    if row.error_code and row.output is None:
+        line["error"] = {"code": row.error_code, "message": row.error_message}
+    return orjson.dumps(line)
+
+
+def all_workers(db: Database) -> list[Row[Any]]:
+    """Every worker row."""
+    with db.read() as c:
+        return list(c.execute(select(workers).order_by(workers.c.name)).all())
+
+
+def tick(db: Database, name: str, counts: dict[str, int]) -> None:
+    """A periodic service ran just now."""
+    with db.write() as c:
+        row = {"at": db.now(c), "counts": counts}
+        if c.execute(update(ticks).where(ticks.c.name == name).values(**row)).rowcount == 0:
+            c.execute(insert(ticks).values(name=name, **row))
+
+
+def last_tick(db: Database, name: str) -> float | None:
+    """Seconds since a periodic service last ran, or None."""
+    with db.read() as c:
+        at = c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
+        return None if at is None else db.now(c) - at

@@ -1,0 +1,149 @@
+"""Recording what calls ended in: groups in one commit, each row only under the fence it was claimed with."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from tasks.ledger.claims import _still_held
+from tasks.ledger.database import Database
+from tasks.ledger.endings import count_ended
+from tasks.states import TERMINAL, JobState
+from tasks.tables import CallRow, Job, Output
+
+#: tries of a group before it is written row by row
+GROUP_TRIES = 4
+
+jobs = Job.__table__  # type: ignore[attr-defined]
+outputs = Output.__table__  # type: ignore[attr-defined]
+calls = CallRow.__table__  # type: ignore[attr-defined]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one job in a worker's hand.
+
+    state: a terminal one, or QUEUED to run again `delay` seconds from now. `call` holds the columns of the call
+    row, None where nothing was sent. `attempts` is how many attempts it burned, 0 or 1. `output` is JSON.
+    """
+
+    job_id: int
+    fence: int
+    batch_id: str
+    state: JobState
+    output: bytes | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    attempts: int = 0
+    delay: float = 0.0
+    call: dict[str, Any] | None = None
+    served_model: str | None = None
+    provider: str | None = None
+    node: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    duration_ms: float | None = None
+
+
+_UPDATE = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("b_id"), jobs.c.fence == bindparam("b_fence"), jobs.c.state == JobState.RUNNING)
+    .values(
+        state=bindparam("b_state"),
+        attempts=jobs.c.attempts + bindparam("b_attempts"),
+        due_at=bindparam("b_due"),
+        lease_until=None,
+        started_at=None,
+        finished_at=bindparam("b_finished"),
+        served_model=bindparam("b_model"),
+        provider=bindparam("b_provider"),
+        node=bindparam("b_node"),
+        tokens_in=bindparam("b_in"),
+        tokens_out=bindparam("b_out"),
+        duration_ms=bindparam("b_ms"),
+        error_code=bindparam("b_code"),
+        error_message=bindparam("b_message"),
+    )
+)
+
+
+def record(db: Database, outcomes: Sequence[Outcome]) -> int:
+    """Write a group of outcomes; returns how many were stale.
+
+    State, output, call row and the batch's counters are one commit. A stale outcome changes nothing but leaves
+    its call row, marked. A group that keeps failing is written row by row, so that one bad row harms itself only;
+    such a row ends failed with code `unrecordable`.
+    """
+    for attempt in range(GROUP_TRIES):
+        try:
+            return _record(db, outcomes)
+        except OperationalError:
+            time.sleep(0.05 * 2**attempt)
+        except DBAPIError:
+            break
+    return sum(_record_alone(db, outcome) for outcome in outcomes)
+
+
+def _record_alone(db: Database, outcome: Outcome) -> int:
+    try:
+        return _record(db, [outcome])
+    except OperationalError:
+        raise
+    except DBAPIError as error:
+        outcome.output, outcome.state = None, JobState.FAILED
+        outcome.error_code = "unrecordable"
+        outcome.error_message = f"the ledger refused the result ({type(error.orig).__name__})"
+        return _record(db, [outcome])
+
+
+def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
+    ordered = sorted(outcomes, key=lambda o: o.job_id)
+    with db.write() as c:
+        now = db.now(c)
+        held = _still_held(c, [o.job_id for o in ordered])
+        fresh = [o for o in ordered if held.get(o.job_id) == o.fence]
+        stale = {id(o) for o in ordered} - {id(o) for o in fresh}
+        if fresh:
+            c.execute(_UPDATE, [_parameters(o, now) for o in fresh])
+        _write_outputs(c, fresh)
+        rows = [o.call | {"stale": id(o) in stale} for o in ordered if o.call is not None]
+        if rows:
+            c.execute(insert(calls), rows)
+        ended: defaultdict[str, Counter[JobState]] = defaultdict(Counter)
+        for o in fresh:
+            if o.state in TERMINAL:
+                ended[o.batch_id][o.state] += 1
+        count_ended(c, ended, now)
+    return len(stale)
+
+
+def _write_outputs(c: Connection, fresh: Sequence[Outcome]) -> None:
+    rows = [{"job_id": o.job_id, "output": o.output} for o in fresh if o.output is not None]
+    if rows:
+        c.execute(insert(outputs), rows)
+
+
+def _parameters(o: Outcome, now: float) -> dict[str, Any]:
+    terminal = o.state in TERMINAL
+    return {
+        "b_id": o.job_id,
+        "b_fence": o.fence,
+        "b_state": o.state,
+        "b_attempts": o.attempts,
+        "b_due": now + o.delay,
+        "b_finished": now if terminal else None,
+        "b_model": o.served_model,
+        "b_provider": o.provider,
+        "b_node": o.node,
+        "b_in": o.tokens_in,
+        "b_out": o.tokens_out,
+        "b_ms": o.duration_ms,
+        "b_code": o.error_code,
+        "b_message": o.error_message,
+    }

@@ -1,0 +1,164 @@
+"""Loading a batch: bounded commits that dispatch does not see, then one commit that is the promise."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from itertools import islice
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from tasks.errors import Conflict, PoolError
+from tasks.ledger.database import Database
+from tasks.ledger.endings import close_batches
+from tasks.schemas import NewJob
+from tasks.states import BatchState, JobState
+from tasks.tables import Batch, Body, Job
+
+#: jobs a commit; half a million rows in one would hold SQLite's write lock for 13 s
+COMMIT_JOBS = 5_000
+#: shared prefixes remembered while loading; bounds the memory of a batch of any size
+PREFIXES = 10_000
+#: seconds from submit after which unfinished jobs expire
+DEFAULT_DEADLINE_S = 24 * 3600.0
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+jobs = Job.__table__  # type: ignore[attr-defined]
+bodies = Body.__table__  # type: ignore[attr-defined]
+
+
+def new_batch_id() -> str:
+    """An id nobody can guess and everybody can copy."""
+    return f"batch_{secrets.token_hex(8)}"
+
+
+def begin(
+    db: Database, *, name: str | None, priority: int = 0, key: str | None = None, body_hash: str | None = None
+) -> tuple[str, bool]:
+    """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
+
+    Raises Conflict when the key was used for another body. A load that its process gave up is replaced.
+    """
+    while True:
+        batch_id = new_batch_id()
+        try:
+            with db.write() as c:
+                now = db.now(c)
+                c.execute(
+                    insert(batches).values(
+                        id=batch_id,
+                        name=name,
+                        state=BatchState.LOADING,
+                        priority=priority,
+                        created_at=now,
+                        touched_at=now,
+                        deadline_at=now + DEFAULT_DEADLINE_S,
+                        idempotency_key=key,
+                        body_hash=body_hash,
+                    )
+                )
+            return batch_id, True
+        except IntegrityError:
+            known = _known(db, key, body_hash)
+            if known is not None:
+                return known, False
+
+
+#: seconds a load under the same key may be silent before a repeated submit replaces it
+LOADING_SILENT_S = 15.0
+
+
+def _known(db: Database, key: str | None, body_hash: str | None) -> str | None:
+    """The batch a key belongs to; None when its load was given up and is now out of the way."""
+    while True:
+        with db.read() as c:
+            row = c.execute(select(batches).where(batches.c.idempotency_key == key)).first()
+            now = db.now(c)
+        if row is None:
+            return None
+        if row.body_hash != body_hash:
+            raise Conflict(f"the idempotency key was used for another body, in batch {row.id}; use a new key")
+        if row.state != BatchState.LOADING:
+            return str(row.id)
+        if now - row.touched_at > LOADING_SILENT_S:
+            drop_loading(db, row.id)
+            return None
+        time.sleep(0.2)  # the same submit is under way in another process: wait for its end
+
+
+def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0) -> int:
+    """Insert jobs in commits of COMMIT_JOBS; returns how many."""
+    ranks: dict[int, int] = {}
+    total = 0
+    stream = iter(lines)
+    while chunk := list(islice(stream, COMMIT_JOBS)):
+        with db.write() as c:
+            now = db.now(c)
+            touched = c.execute(
+                update(batches)
+                .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
+                .values(touched_at=now, total=batches.c.total + len(chunk), open=batches.c.open + len(chunk))
+            )
+            if touched.rowcount != 1:
+                raise PoolError("this submit was silent for so long that it was given up; submit again")
+            rows = [_row(batch_id, job, _rank(ranks, job), priority, now) for job in chunk]
+            ids = c.execute(insert(jobs).returning(jobs.c.id, sort_by_parameter_order=True), rows).scalars().all()
+            c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
+        total += len(chunk)
+    return total
+
+
+def _rank(ranks: dict[int, int], job: NewJob) -> int:
+    if job.prefix is None:
+        return job.line
+    if len(ranks) >= PREFIXES:
+        ranks.clear()
+    return ranks.setdefault(job.prefix, job.line)
+
+
+def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> dict[str, object]:
+    return {
+        "batch_id": batch_id,
+        "line": job.line,
+        "line_id": job.line_id,
+        "category": job.category,
+        "model_class": job.model_class,
+        "model": job.model,
+        "state": JobState.QUEUED,
+        "priority": priority,
+        "rank": rank,
+        "queued_at": now,
+        "due_at": now,
+    }
+
+
+def open_batch(db: Database, batch_id: str) -> None:
+    """The promise: from this commit on, every job of the batch reaches one terminal state."""
+    with db.write() as c:
+        now = db.now(c)
+        opened = c.execute(
+            update(batches)
+            .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
+            .values(state=BatchState.OPEN, opened_at=now, touched_at=now)
+        )
+        if opened.rowcount != 1:
+            raise PoolError("this submit was silent for so long that it was given up; submit again")
+        close_batches(c, [batch_id], now)
+
+
+def drop_loading(db: Database, batch_id: str) -> None:
+    """Forget a batch that was never opened, in bounded steps."""
+    loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
+    while True:
+        with db.write() as c:
+            some = select(jobs.c.id).where(jobs.c.batch_id.in_(loading)).limit(COMMIT_JOBS)
+            ids = list(c.execute(some).scalars())
+            for start in range(0, len(ids), 500):
+                part = ids[start : start + 500]
+                c.execute(delete(bodies).where(bodies.c.job_id.in_(part)))
+                c.execute(delete(jobs).where(jobs.c.id.in_(part)))
+            if not ids:
+                c.execute(delete(batches).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING))
+                return

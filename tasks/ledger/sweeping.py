@@ -1,0 +1,167 @@
+"""What nobody reports: leases that ran out, slices that got lost, deadlines, loads given up."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy.engine import Row
+
+from tasks.ledger import submit
+from tasks.ledger.database import Database
+from tasks.ledger.endings import count_ended, end_all
+from tasks.states import BatchState, JobState
+from tasks.tables import Batch, CallRow, Job, Slice, Worker
+
+#: leases one transaction takes back
+CHUNK = 1_000
+#: crashes with nothing else in the worker's hand after which a job is poison
+POISON_CRASHES = 3
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+calls = CallRow.__table__  # type: ignore[attr-defined]
+jobs = Job.__table__  # type: ignore[attr-defined]
+slices = Slice.__table__  # type: ignore[attr-defined]
+workers = Worker.__table__  # type: ignore[attr-defined]
+
+
+def take_back_expired(db: Database) -> Counter[str]:
+    """Jobs whose lease is over go back to the queue; counts `leases` and `poison`.
+
+    A job whose call had started gets a crash, and the call row that its worker could not write. A job that was
+    the only one started in that process crashed it alone; three of those are poison.
+    """
+    counts: Counter[str] = Counter()
+    while True:
+        with db.write() as c:
+            now = db.now(c)
+            rows = _expired(c, now)
+            alone = _alone(c, rows)
+            ended: defaultdict[str, Counter[JobState]] = defaultdict(Counter)
+            for row in rows:
+                poison = row.started_at is not None and row.id in alone and row.crashes_alone + 1 >= POISON_CRASHES
+                _take_back(c, row, now, alone=row.id in alone, poison=poison)
+                if poison:
+                    ended[row.batch_id][JobState.FAILED] += 1
+            if dead := [_dead_call(row, now) for row in rows if row.started_at is not None]:
+                c.execute(insert(calls), dead)
+            count_ended(c, ended, now)
+        counts["leases"] += len(rows)
+        counts["poison"] += sum(n.total() for n in ended.values())
+        if len(rows) < CHUNK:
+            return counts
+
+
+def _expired(c: Connection, now: float) -> Sequence[Row[Any]]:
+    query = (
+        select(jobs)
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
+        .order_by(jobs.c.id)
+        .limit(CHUNK)
+        .with_for_update()
+    )
+    return c.execute(query).all()
+
+
+def _alone(c: Connection, rows: Sequence[Row[Any]]) -> set[int]:
+    """Those of the jobs that were the only started one of their process."""
+    runs = {row.run_id for row in rows if row.started_at is not None}
+    query = (
+        select(func.min(jobs.c.id))
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.run_id.in_(runs), jobs.c.started_at.is_not(None))
+        .group_by(jobs.c.run_id)
+        .having(func.count() == 1)
+    )
+    return set(c.execute(query).scalars()) if runs else set()
+
+
+def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison: bool) -> None:
+    crashed = row.started_at is not None
+    values: dict[str, Any] = {
+        "state": JobState.FAILED if poison else JobState.QUEUED,
+        "lease_until": None,
+        "started_at": None,
+        "due_at": now,
+        "crashes": row.crashes + crashed,
+        "crashes_alone": row.crashes_alone + (crashed and alone),
+    }
+    if poison:
+        values |= {
+            "finished_at": now,
+            "error_code": "poison",
+            "error_message": f"its worker died {POISON_CRASHES} times while running nothing else",
+        }
+    c.execute(
+        update(jobs)
+        .where(jobs.c.id == row.id, jobs.c.fence == row.fence, jobs.c.state == JobState.RUNNING)
+        .values(values)
+    )
+
+
+def _dead_call(row: Row[Any], now: float) -> dict[str, Any]:
+    node, _, provider = (row.worker or "/").partition("/")
+    return {
+        "job_id": row.id,
+        "batch_id": row.batch_id,
+        "fence": row.fence,
+        "category": row.category,
+        "model_class": row.model_class,
+        "provider": provider,
+        "node": node,
+        "model_asked": row.model or "",
+        "started_at": row.started_at,
+        "duration_ms": (now - row.started_at) * 1000,
+        "error_code": "worker_died",
+    }
+
+
+def unclaimed_slices(db: Database, older_than_s: float) -> list[Row[Any]]:
+    """Slices sent so long ago that somebody should have claimed them."""
+    with db.read() as c:
+        query = select(slices).where(slices.c.sent_at <= db.now(c) - older_than_s).order_by(slices.c.sent_at)
+        return list(c.execute(query).all())
+
+
+def touch_slices(db: Database, ids: Sequence[str]) -> None:
+    """The slices were sent again just now."""
+    with db.write() as c:
+        c.execute(update(slices).where(slices.c.id.in_(ids)).values(sent_at=db.now(c)))
+
+
+def drop_empty_slices(db: Database) -> int:
+    """Forget slices none of whose jobs is dispatched any more (cancelled, expired)."""
+    with db.write() as c:
+        left = exists().where(jobs.c.slice_id == slices.c.id, jobs.c.state == JobState.DISPATCHED)
+        return c.execute(delete(slices).where(~left)).rowcount
+
+
+def expire_batches(db: Database) -> int:
+    """End the jobs of open batches whose deadline has passed; also finishes cancels that were cut short."""
+    with db.read() as c:
+        now = db.now(c)
+        query = select(batches.c.id, batches.c.cancelled_at).where(
+            batches.c.state == BatchState.OPEN,
+            (batches.c.deadline_at <= now) | batches.c.cancelled_at.is_not(None),
+        )
+        found = c.execute(query).all()
+    return sum(end_all(db, r.id, JobState.CANCELLED if r.cancelled_at else JobState.EXPIRED) for r in found)
+
+
+def drop_abandoned_loads(db: Database, silent_s: float) -> int:
+    """Forget batches whose submit died before its promise."""
+    with db.read() as c:
+        query = select(batches.c.id).where(
+            batches.c.state == BatchState.LOADING, batches.c.touched_at <= db.now(c) - silent_s
+        )
+        found = list(c.execute(query).scalars())
+    for batch_id in found:
+        submit.drop_loading(db, batch_id)
+    return len(found)
+
+
+def drop_gone_workers(db: Database, silent_s: float) -> int:
+    """Forget workers that have not been seen for long."""
+    with db.write() as c:
+        return c.execute(delete(workers).where(workers.c.last_seen <= db.now(c) - silent_s)).rowcount

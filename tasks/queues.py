@@ -1,0 +1,29 @@
+"""Every queue and task name, and how a slice's message is sent.
+
+Redis keys:
+    offload.<class>    list: one queue per model class, each message {"slice": id}
+    scheduler          list: what beat sends
+    unacked            hash: messages a worker has received and not yet taken up (kombu's own)
+    _kombu.binding.*   sets: kombu's routing tables
+"""
+
+from __future__ import annotations
+
+from tasks.errors import PoolError
+
+#: the Celery task that claims a slice
+RUN_SLICE = "workers.run_slice"
+#: the queue of everything that beat sends
+SCHEDULER_QUEUE = "scheduler"
+SWEEP = "scheduler.sweep"
+
+QUEUE_PREFIX = "offload."
+
+
+def class_queue(model_class: str) -> str:
+    """The queue of a model class."""
+    return QUEUE_PREFIX + model_class
+
+
+class BrokerDown(PoolError):
+    """Redis does not answer; the jobs wait in the ledger."""

@@ -1,0 +1,326 @@
+"""offload.yaml: providers, classes and categories, checked and put together with the defaults.
+
+Merging is one rule a section.  `providers` replaces the default one; `classes` and `categories` add to the
+defaults by name and override the fields they give.  A default class keeps only those servers that exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.categories import DEFAULT_CATEGORIES, Category
+from tasks.errors import ConfigError
+from tasks.settings import Settings
+
+_M = TypeVar("_M", bound=BaseModel)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+#: tokens a class is taken to hold when neither the configuration nor the server says it
+DEFAULT_CONTEXT = 8192
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and errors never show values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True)
+
+
+class Provider(Strict):
+    """A configured model server."""
+
+    name: Name
+    kind: Literal["ollama", "openai", "gguf"] = Field(description="the protocol it speaks; gguf: the pool serves the file")
+    url: str | None = Field(None, pattern=r"^https?://", description="base URL; for openai with its /v1")
+    reach: Literal["local", "lan"] = Field("local", description="local: loopback; lan: a private network")
+    in_flight: int = Field(4, ge=1, le=4096, description="calls at once")
+    api_key_env: str | None = Field(None, description="the variable that holds the key")
+    path: Path | None = Field(None, description="gguf: the model file")
+    slots: int = Field(4, ge=1, le=256, description="gguf: requests served at once")
+    context: int = Field(DEFAULT_CONTEXT, ge=256, description="gguf: tokens per slot")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gguf_is_named_after_its_file(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "gguf" and isinstance(data.get("path"), str):
+            data = {"name": Path(data["path"]).stem, "in_flight": data.get("slots", 4)} | data
+        return data
+
+    @model_validator(mode="after")
+    def _address_fits_kind(self) -> Provider:
+        if self.kind == "gguf" and (self.path is None or self.url):
+            raise ValueError("a gguf provider has a path and no url")
+        if self.kind != "gguf" and (self.url is None or self.path):
+            raise ValueError(f"a provider of kind {self.kind} has a url and no path")
+        return self
+
+
+class Serve(Strict):
+    """One model on one provider that can stand in for the others of its class."""
+
+    provider: Name
+    model: str = Field(min_length=1)
+    context: int | None = Field(None, ge=256, description="tokens; default: the class's num_ctx")
+
+
+class TimeoutSettings(Strict):
+    """Seconds each part of a call may take."""
+
+    connect: float = Field(5, gt=0)
+    load: float = Field(600, ge=0)
+    first_token: float = Field(120, gt=0)
+    between_tokens: float = Field(60, gt=0)
+    total: float = Field(900, gt=0)
+
+
+class ModelClass(Strict):
+    """Models that can stand in for each other, behind one queue."""
+
+    name: Name
+    serve: tuple[Serve, ...] = ()
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="runner options, always sent, so that no server reloads a model because of us"
+    )
+    think: bool | None = Field(None, description="whether the model thinks first; sent explicitly")
+    dimensions: int | None = Field(None, ge=1, description="numbers in one embedding")
+    timeouts: TimeoutSettings = TimeoutSettings()
+
+    def context(self, serve: Serve) -> int:
+        """Tokens one request may hold, prompt and answer together."""
+        declared = serve.context or self.options.get("num_ctx") or DEFAULT_CONTEXT
+        return int(declared)
+
+
+class ConfigFile(Strict):
+    """offload.yaml as it is written."""
+
+    providers: tuple[Provider, ...] | None = None
+    classes: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    categories: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+
+
+DEFAULT_PROVIDERS = (Provider(name="ollama", kind="ollama", url="http://127.0.0.1:11434"),)
+
+
+def _default_class(name: str, model: str, **more: Any) -> ModelClass:
+    return ModelClass(name=name, serve=(Serve(provider="ollama", model=model),), **more)
+
+
+#: the models of the host that the two helper scripts were written for
+DEFAULT_CLASSES: dict[str, ModelClass] = {
+    c.name: c
+    for c in (
+        _default_class("small", "gemma3:4b", options={"num_ctx": 8192}, think=False),
+        _default_class("coder", "qwen2.5-coder:7b", options={"num_ctx": 8192}, think=False),
+        _default_class("reason", "gemma4:26b", options={"num_ctx": 16384}, think=True),
+        _default_class("embed", "bge-m3", options={"num_ctx": 8192}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The configuration in force. `source` says in words where it comes from."""
+
+    providers: Mapping[str, Provider]
+    classes: Mapping[str, ModelClass]
+    categories: Mapping[str, Category]
+    source: str
+
+    @cached_property
+    def models(self) -> frozenset[str]:
+        """Every model that some class names."""
+        return frozenset(s.model for c in self.classes.values() for s in c.serve)
+
+    def classes_of(self, provider: str) -> tuple[str, ...]:
+        """The classes that a provider serves."""
+        return tuple(c.name for c in self.classes.values() if any(s.provider == provider for s in c.serve))
+
+    def serve(self, model_class: str, provider: str, model: str | None = None) -> Serve | None:
+        """What a provider runs for a class, or None where it cannot."""
+        entries = self.classes[model_class].serve if model_class in self.classes else ()
+        return next(
+            (s for s in entries if s.provider == provider and model in (None, s.model)), None
+        )
+
+    def class_for(self, category: Category, model: str | None) -> str | None:
+        """The class a job goes to; with a pinned model, one all of whose providers can run it."""
+        if model is None:
+            return category.model_class
+        preferred = [category.model_class, *self.classes]
+        return next((name for name in preferred if self._all_run(name, model)), None)
+
+    def _all_run(self, name: str, model: str) -> bool:
+        entries = self.classes[name].serve if name in self.classes else ()
+        providers = {s.provider for s in entries}
+        return bool(entries) and providers == {s.provider for s in entries if s.model == model}
+
+
+def config_path(settings: Settings) -> Path | None:
+    """The configuration file in force: OFFLOAD_CONFIG, else the home's own, else what `offload up` found."""
+    if settings.config is not None:
+        return settings.config
+    for path in (settings.home / "offload.yaml", settings.run_dir / "detected.yaml"):
+        if path.exists():
+            return path
+    return None
+
+
+def load_registry(settings: Settings) -> Registry:
+    """Read the configuration; raises ConfigError with file, line, field and the nearest known name."""
+    path = config_path(settings)
+    if path is None:
+        return build(ConfigFile(), "the defaults (an Ollama on 127.0.0.1:11434)")
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Registry:
+    """The registry that a configuration text describes; ConfigError where it is wrong."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}:1: expected a mapping with providers, classes, categories")
+    try:
+        return build(ConfigFile.model_validate(data), source)
+    except _Fault as fault:
+        raise ConfigError(_located(fault, root, source)) from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(_located(f, root, source) for f in _faults(error, ConfigFile, ()))) from None
+
+
+class _Fault(Exception):
+    """One thing wrong at a path of the configuration."""
+
+    def __init__(self, path: tuple[str | int, ...], reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+def _faults(error: ValidationError, model: type[BaseModel], prefix: tuple[str | int, ...]) -> list[_Fault]:
+    found = []
+    for e in error.errors(include_input=False, include_url=False):
+        reason = e["msg"]
+        if e["type"] == "extra_forbidden":
+            reason = "unknown key" + nearest(str(e["loc"][-1]), _keys(model, e["loc"][:-1]))
+        found.append(_Fault(prefix + e["loc"], reason))
+    return found
+
+
+def _keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """The keys known where a path leads; lists and mappings in between are looked through."""
+    inner = {"providers": Provider, "serve": Serve, "timeouts": TimeoutSettings}
+    for part in loc:
+        model = inner.get(str(part), model)
+    return [f.alias or name for name, f in model.model_fields.items()]
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """` (did you mean 'x'?)`, or the names there are when nothing is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})" if known else ""
+
+
+def _located(fault: _Fault, root: yaml.Node | None, source: str) -> str:
+    line = _line(root, fault.path)
+    return f"{source}:{line}: {'.'.join(map(str, fault.path)) or 'file'}: {fault}"
+
+
+def _line(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
+    """The 1-based line of a path in the YAML text, as deep as it goes."""
+    line = 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def build(file: ConfigFile, source: str) -> Registry:
+    """Put a configuration file and the defaults together; raises _Fault for what does not fit."""
+    providers = _providers(file)
+    classes = _classes(file, providers)
+    categories = _categories(file, classes)
+    return Registry(providers, classes, categories, source)
+
+
+def _providers(file: ConfigFile) -> dict[str, Provider]:
+    providers: dict[str, Provider] = {}
+    for i, provider in enumerate(DEFAULT_PROVIDERS if file.providers is None else file.providers):
+        if provider.name in providers:
+            raise _Fault(("providers", i, "name"), f"two providers are named {provider.name!r}")
+        providers[provider.name] = provider
+    return providers
+
+
+def _classes(file: ConfigFile, providers: Mapping[str, Provider]) -> dict[str, ModelClass]:
+    classes = {}
+    for name, default in DEFAULT_CLASSES.items():
+        there = tuple(s for s in default.serve if s.provider in providers)
+        if not there and not file.classes:  # a GGUF file alone is a whole pool
+            there = tuple(Serve(provider=p.name, model=p.name, context=p.context) for p in providers.values() if p.kind == "gguf")
+        classes[name] = default.model_copy(update={"serve": there})
+    for name, given in file.classes.items():
+        base = classes[name].model_dump() if name in classes else {}
+        classes[name] = _section(ModelClass, base | given | {"name": name}, ("classes", name))
+        for i, serve in enumerate(classes[name].serve):
+            if serve.provider not in providers:
+                raise _Fault(
+                    ("classes", name, "serve", i, "provider"),
+                    f"no provider is named {serve.provider!r}" + nearest(serve.provider, list(providers)),
+                )
+    return classes
+
+
+def _categories(file: ConfigFile, classes: Mapping[str, ModelClass]) -> dict[str, Category]:
+    categories = dict(DEFAULT_CATEGORIES)
+    for name, given in file.categories.items():
+        base = categories[name].model_dump(by_alias=True) if name in categories else {}
+        categories[name] = _section(Category, base | given | {"name": name}, ("categories", name))
+        if categories[name].model_class not in classes:
+            missing = categories[name].model_class
+            raise _Fault(
+                ("categories", name, "class"), f"no class is named {missing!r}" + nearest(missing, list(classes))
+            )
+    return categories
+
+
+def _section(model: type[_M], data: dict[str, Any], path: tuple[str, ...]) -> _M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _faults(error, model, path)[0] from None
+
+
+def config_schema() -> dict[str, Any]:
+    """offload.yaml as a JSON Schema, for editors."""
+    schema = ConfigFile.model_json_schema()
+    for section, model in (("classes", ModelClass), ("categories", Category)):
+        inner = model.model_json_schema(ref_template="#/$defs/{model}")
+        schema.setdefault("$defs", {}).update(inner.pop("$defs", {}))
+        inner["required"] = [r for r in inner.get("required", ()) if r != "name"]
+        schema["properties"][section]["additionalProperties"] = inner
+        schema["properties"][section].pop("patternProperties", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "offload.yaml", **schema}

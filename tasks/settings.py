@@ -1,0 +1,105 @@
+"""The environment: one OFFLOAD_ variable for each setting, and the times that recovery is built on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the recovery machinery; one set, so that they always fit together.
+
+    The lease outlives two missed heartbeats; a worker stops its own calls `fence_margin` before its
+    lease is over, so that nobody else can have started them yet.
+    """
+
+    lease: float = 30.0
+    heartbeat: float = 10.0
+    fence_margin: float = 5.0
+    sweep: float = 5.0
+    slice_lost: float = 10.0  #: a sent slice may be unclaimed and nowhere in Redis this long
+    worker_gone: float = 45.0  #: without a heartbeat for this long a worker is not live
+    cancel_check: float = 1.0  #: how often a worker looks for cancelled batches
+    loop_stuck: float = 5.0  #: an event loop that has not ticked this long renews nothing
+    turn: float = 60.0  #: a class keeps its provider this long while others wait
+    loading_abandoned: float = 600.0  #: a batch that nobody has added to for this long is dropped
+
+    def divided(self, by: float) -> Times:
+        """The same times, each divided by `by`; tests hurry with it."""
+        return Times(**{f.name: getattr(self, f.name) / by for f in fields(self)})
+
+
+class Settings(BaseSettings):
+    """What the environment says; every field is read from OFFLOAD_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="OFFLOAD_", hide_input_in_errors=True)
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("offload", appauthor=False)),
+        description="the one folder all state is in",
+    )
+    config: Path | None = Field(None, description="offload.yaml; without it OFFLOAD_HOME/offload.yaml")
+    redis_url: str | None = Field(None, description="a Redis of your own instead of the embedded one")
+    database_url: str | None = Field(None, description="a ledger elsewhere: sqlite:///path")
+    node: str = Field(default_factory=lambda: socket.gethostname().split(".")[0], description="this machine's name")
+    log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: str = Field("console", description="console or json")
+    drain_s: float = Field(10.0, ge=0, description="seconds a stopping worker lets its calls finish")
+    time_divisor: float = Field(1.0, gt=0, description="divides all recovery times; for tests")
+
+    @cached_property
+    def times(self) -> Times:
+        """The recovery times in force."""
+        return Times().divided(self.time_divisor)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the running pool keeps its files."""
+        return self.home / "run"
+
+    @property
+    def pool_file(self) -> Path:
+        """What a running pool says of itself: pid, Redis URL (readable by its owner only)."""
+        return self.run_dir / "pool.json"
+
+    def ledger_url(self) -> str:
+        """The ledger's address."""
+        return self.database_url or f"sqlite:///{self.home / 'ledger.db'}"
+
+    def broker_url(self) -> str | None:
+        """Redis's address, or None while no pool runs here and none was named."""
+        if self.redis_url:
+            return self.redis_url
+        try:
+            url = json.loads(self.pool_file.read_bytes()).get("redis_url")
+        except (OSError, ValueError):
+            return None
+        return url if isinstance(url, str) else None
+
+
+def unknown_variables() -> list[str]:
+    """OFFLOAD_ variables that mean nothing; a typo there would otherwise be silent."""
+    known = {f"OFFLOAD_{name.upper()}" for name in Settings.model_fields}
+    return sorted(k for k in os.environ if k.startswith("OFFLOAD_") and k not in known)
+
+
+def load_settings() -> Settings:
+    """The settings, or a ConfigError that names the variable."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # every field comes from the environment or its default
+    except ValidationError as error:
+        lines = [f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise ConfigError("\n".join(lines)) from None
+    settings.home = settings.home.expanduser().absolute()
+    return settings

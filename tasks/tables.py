@@ -1,0 +1,180 @@
+"""The SQL tables.  Times are unix seconds from the database's clock; outputs and bodies have tables of their own.
+
+    batches ──< jobs ──1 bodies      what was asked
+                  │  └─1 outputs     what was answered
+                  ├──< calls         one row a request to a backend
+    slices        jobs of one class that one message carries by reference, while unclaimed
+    workers       one row a worker: what it serves, how much it takes, when it was last seen
+    ticks         when each periodic service last ran
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+
+class Batch(SQLModel, table=True):
+    """Jobs submitted together. The counters are kept by the statements that end jobs."""
+
+    __tablename__ = "batches"
+
+    id: str = Field(primary_key=True)
+    name: str | None = None
+    state: str = Field(index=True)
+    priority: int = 0  #: higher is served first
+    created_at: float
+    touched_at: float  #: last commit while loading
+    opened_at: float | None = None
+    finished_at: float | None = None
+    deadline_at: float
+    cancelled_at: float | None = None
+    served_at: float = 0  #: when dispatch last took from it; fair turns
+    idempotency_key: str | None = Field(default=None, unique=True)
+    body_hash: str | None = None  #: what the key was used for
+    total: int = 0
+    open: int = 0  #: jobs that are not terminal
+    done: int = 0
+    escalated: int = 0
+    failed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+
+class Job(SQLModel, table=True):
+    """One request: one row from submit to end."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("batch_id", "line", name="uq_jobs_line"),
+        Index("ix_jobs_queue", "batch_id", "model_class", "state", "rank"),
+        Index("ix_jobs_slice", "slice_id", sqlite_where=text("slice_id IS NOT NULL")),
+        Index(
+            "ix_jobs_out", "state", "model_class", "lease_until", sqlite_where=text("state IN ('dispatched', 'running')")
+        ),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    batch_id: str = Field(foreign_key="batches.id")
+    line: int  #: 1-based line of the input
+    line_id: str  #: the producer's own id
+    category: str
+    model_class: str
+    model: str | None = None  #: asked for by name
+    state: str
+    priority: int = 0
+    rank: int  #: the line of the first job with the same prefix, so that those run side by side
+    queued_at: float
+    due_at: float  #: not before
+    slice_id: str | None = None
+    fence: int = 0  #: grows with every claim; a result counts only under the fence it was claimed with
+    lease_until: float | None = None
+    worker: str | None = None
+    run_id: str | None = None  #: the worker process that holds the lease
+    started_at: float | None = None  #: handed to the loop: its call may have been sent
+    attempts: int = 0
+    crashes: int = 0
+    crashes_alone: int = 0
+    finished_at: float | None = None
+    served_model: str | None = None
+    provider: str | None = None
+    node: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    duration_ms: float | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class Body(SQLModel, table=True):
+    """What a job asks, as JSON."""
+
+    __tablename__ = "bodies"
+
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Output(SQLModel, table=True):
+    """What a job was answered, as JSON: a string, a value, or a list of floats."""
+
+    __tablename__ = "outputs"
+
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    output: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class CallRow(SQLModel, table=True):
+    """One request to one backend, those included whose result came too late (stale)."""
+
+    __tablename__ = "calls"
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: int = Field(index=True)
+    batch_id: str
+    fence: int
+    category: str
+    model_class: str
+    provider: str
+    node: str
+    model_asked: str
+    model_served: str | None = None
+    started_at: float
+    duration_ms: float = 0
+    load_ms: float = 0
+    first_token_ms: float = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_thinking: int | None = None
+    finish_reason: str | None = None
+    leaked: bool = False
+    error_code: str | None = None
+    stale: bool = False
+
+
+class Slice(SQLModel, table=True):
+    """A message sent and not yet claimed."""
+
+    __tablename__ = "slices"
+
+    id: str = Field(primary_key=True)
+    model_class: str
+    priority: int
+    jobs: int
+    suspects: bool = False  #: holds jobs that were in hand when a worker died
+    sent_at: float
+
+
+class Worker(SQLModel, table=True):
+    """A worker, as dispatch and `doctor` see it."""
+
+    __tablename__ = "workers"
+
+    name: str = Field(primary_key=True)  #: node/provider
+    node: str
+    provider: str
+    run_id: str
+    pid: int
+    classes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    capacity: int  #: calls at once
+    in_flight: int = 0
+    consuming: bool = True
+    health: str = "healthy"
+    detail: str = ""
+    started_at: float
+    last_seen: float
+    turn_class: str | None = None  #: the class dispatch now sends it
+    turn_since: float = 0
+
+
+class Tick(SQLModel, table=True):
+    """When a periodic service last ran, and what it counted."""
+
+    __tablename__ = "ticks"
+
+    name: str = Field(primary_key=True)
+    at: float
+    counts: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))

@@ -1,0 +1,74 @@
+"""Which class a provider serves next and how many jobs are sent: pure arithmetic for dispatch.
+
+A provider that serves several classes gets one of them at a time, so that it does not swap models for every
+slice: a class keeps its turn until it is empty, until a higher priority waits elsewhere, or until both its turn
+and another class's oldest job are older than `turn_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+#: a worker's window, as a multiple of its calls in flight: the next jobs are at hand when one ends
+WINDOW = 2
+#: slices a worker's calls are made of; smaller slices spread better, larger ones cost less
+SLICES_PER_CAPACITY = 4
+#: jobs; a slice is claimed in one transaction
+MAX_SLICE = 100
+#: jobs sent ahead to a class that no live worker serves
+IDLE_WINDOW = 16
+
+
+@dataclass(frozen=True)
+class Server:
+    """A live worker as dispatch sees it."""
+
+    name: str
+    classes: tuple[str, ...]
+    capacity: int
+    turn_class: str | None
+    turn_since: float
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What waits in one class: the highest priority and the time of the oldest."""
+
+    priority: int
+    since: float
+
+
+def next_turn(server: Server, waiting: Mapping[str, Waiting], now: float, turn_s: float) -> str | None:
+    """The class a worker is sent now; None when nothing it serves waits."""
+    mine = {name: waiting[name] for name in server.classes if name in waiting}
+    if not mine:
+        return None
+    best = min(mine, key=lambda name: (-mine[name].priority, mine[name].since, name))
+    current = mine.get(server.turn_class or "")
+    if current is None or server.turn_class is None:
+        return best
+    others = {name: w for name, w in mine.items() if name != server.turn_class}
+    urgent = mine[best].priority > current.priority
+    served_long = now - server.turn_since >= turn_s
+    waited_long = any(now - w.since >= turn_s for w in others.values())
+    if urgent:
+        return best
+    if served_long and waited_long:
+        return min(others, key=lambda name: (-others[name].priority, others[name].since, name))
+    return server.turn_class
+
+
+def slice_size(capacity: int) -> int:
+    """Jobs a slice for a worker of this capacity holds."""
+    return max(1, min(MAX_SLICE, -(-capacity // SLICES_PER_CAPACITY)))
+
+
+def window(model_class: str, turns: Mapping[str, str | None], servers: Sequence[Server]) -> int:
+    """Jobs of a class that may be dispatched or running at once."""
+    return sum(WINDOW * s.capacity for s in servers if turns.get(s.name) == model_class)
+
+
+def suspect_slice(crashes: int, size: int) -> int:
+    """Jobs a slice of suspects holds: half as many after each crash, then one."""
+    return max(1, size >> crashes)

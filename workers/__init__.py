@@ -1,0 +1,19 @@
+"""What runs work: one process a provider, one asyncio loop in it, hundreds of calls in flight.
+
+    process.py     the Celery worker of one provider: wiring, start, drain
+    slices.py      the Celery task: claim a slice, wait for room, hand over, return
+    loop.py        runs the jobs in hand; starts waiting ones by priority, gives back what cannot run
+    hand.py        the jobs in hand and how long their leases hold
+    gate.py        how many calls may run now: the provider's limit, its health, its waits (pure)
+    asking.py      a job becomes a Call (pure)
+    judging.py     a reply or an error becomes an Outcome (pure)
+    recorder.py    outcomes become commits, in groups
+    heartbeat.py   renews leases, reports the worker, drops what was cancelled
+    backends/      one file per protocol; the one place that opens a connection to a model
+    simulator/     a model server without a GPU
+    detect.py      which model servers this machine has
+
+A job's way:  slices.claim ─► hand ─► loop ─► asking ─► backend ─► judging ─► recorder ─► forgotten.
+
+A worker never changes a job except through tasks.ledger, and never holds a job without a lease.
+"""

@@ -1,0 +1,152 @@
+"""A reply or an error becomes an Outcome: done, failed, or queued again.  Pure; the one place that decides it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import orjson
+
+from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, Transient
+from tasks.leaks import Answer, normalise
+from tasks.ledger.claims import Claimed, Identity
+from tasks.ledger.record import Outcome
+from tasks.states import JobState
+from tasks.validation import check_json, check_text, check_vectors, clean, clean_json, compile_schema
+from workers.asking import Asked
+from workers.backends import Reply
+
+#: seconds before a failed job's second attempt; doubles with each, give or take a quarter
+RETRY_FIRST_S = 0.5
+
+
+def accept(asked: Asked, reply: Reply) -> tuple[bytes, bool]:
+    """The output as JSON and whether thoughts had leaked into it; raises BadOutput where it is not acceptable."""
+    if asked.inputs is not None:
+        check_vectors(reply.vectors, asked.inputs, asked.model_class.dimensions)
+        vectors: Any = reply.vectors[0] if asked.one_vector else reply.vectors
+        return orjson.dumps(vectors), False
+    if reply.finish_reason == "length":
+        raise BadOutput("truncated", f"the answer was cut off after {reply.tokens_out} tokens; raise max_tokens")
+    answer = normalise(reply.text, reply.reasoning)
+    return orjson.dumps(_value(asked, answer)), answer.leaked
+
+
+def _value(asked: Asked, answer: Answer) -> Any:
+    if not answer.text.strip():
+        where = "; all of it was thinking" if answer.reasoning.strip() else ""
+        raise BadOutput("empty_output", f"the answer is empty{where}")
+    if asked.json:
+        schema = compile_schema(asked.schema) if asked.schema is not None else None
+        return clean_json(check_json(answer.text, schema))
+    return clean(check_text(asked.category.check, answer.text, asked.prompt))
+
+
+def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at: float) -> Outcome:
+    """What a reply makes of its job."""
+    call = _call_row(job, me, asked.call.model, started_at, reply.duration_ms)
+    call |= {
+        "model_served": reply.model,
+        "load_ms": reply.load_ms,
+        "first_token_ms": reply.first_token_ms,
+        "tokens_in": reply.tokens_in,
+        "tokens_out": reply.tokens_out,
+        "tokens_thinking": reply.tokens_thinking,
+        "finish_reason": reply.finish_reason,
+    }
+    try:
+        output, call["leaked"] = accept(asked, reply)
+    except BadOutput as error:
+        outcome = failed(job, error, me, asked, started_at, reply.duration_ms)
+        call["error_code"] = error.code
+        outcome.call, outcome.served_model = call, reply.model
+        outcome.tokens_in, outcome.tokens_out = reply.tokens_in, reply.tokens_out
+        return outcome
+    return Outcome(
+        job.id,
+        job.fence,
+        job.batch_id,
+        JobState.DONE,
+        output=output,
+        attempts=1,
+        call=call,
+        served_model=reply.model,
+        provider=me.provider,
+        node=me.node,
+        tokens_in=reply.tokens_in,
+        tokens_out=reply.tokens_out,
+        duration_ms=reply.duration_ms,
+    )
+
+
+def failed(
+    job: Claimed, error: CallError, me: Identity, asked: Asked | None, started_at: float, duration_ms: float
+) -> Outcome:
+    """What an error makes of its job: queued again while it has attempts, failed otherwise."""
+    attempts = 0 if asked is None or isinstance(error, Busy | Offline) else 1
+    most = asked.category.attempts if asked is not None else 0
+    match error:
+        case Busy():
+            state, delay = JobState.QUEUED, error.retry_after or RETRY_FIRST_S
+        case Offline():
+            state, delay = JobState.QUEUED, RETRY_FIRST_S
+        case Transient() | BadOutput() | Misconfigured() if job.attempts + 1 < most:
+            state, delay = JobState.QUEUED, backoff(job.attempts)
+        case _:
+            state, delay = JobState.FAILED, 0.0
+    return Outcome(
+        job.id,
+        job.fence,
+        job.batch_id,
+        state,
+        error_code=error.code,
+        error_message=str(error),
+        attempts=attempts,
+        delay=delay,
+        call=None
+        if asked is None
+        else _call_row(job, me, asked.call.model, started_at, duration_ms) | {"error_code": error.code},
+        provider=me.provider,
+        node=me.node,
+        duration_ms=duration_ms or None,
+    )
+
+
+def given_back(job: Claimed, me: Identity, asked: Asked | None, started_at: float, duration_ms: float) -> Outcome:
+    """A job that ends here unfinished and without blame: drained, fenced or cancelled; its call, if any, was closed."""
+    call = None
+    if asked is not None:
+        call = _call_row(job, me, asked.call.model, started_at, duration_ms) | {"error_code": "closed"}
+    return Outcome(job.id, job.fence, job.batch_id, JobState.QUEUED, call=call)
+
+
+def backoff(attempts: int) -> float:
+    """Seconds until the next attempt."""
+    return float(RETRY_FIRST_S * 2**attempts * random.uniform(0.75, 1.25))
+
+
+def _call_row(job: Claimed, me: Identity, model: str, started_at: float, duration_ms: float) -> dict[str, Any]:
+    """The columns of a call row; every row has all of them, so that a group is one insert."""
+    return {
+        "job_id": job.id,
+        "batch_id": job.batch_id,
+        "fence": job.fence,
+        "category": job.category,
+        "model_class": job.model_class,
+        "provider": me.provider,
+        "node": me.node,
+        "model_asked": model,
+        "started_at": started_at,
+        "duration_ms": duration_ms,
+        "model_served": None,
+        "load_ms": 0.0,
+        "first_token_ms": 0.0,
+        "tokens_in": 0,
+        "tokens_out": 0,
+        "tokens_thinking": None,
+        "finish_reason": None,
+        "leaked": False,
+        "error_code": None,
+    }
+
+

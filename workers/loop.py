@@ -1,0 +1,265 @@
+"""Runs the jobs in hand on one asyncio loop, as many at once as the gate allows.
+
+Everything here happens on the loop's own thread, but for the few methods that say otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import threading
+import time
+from collections.abc import Callable, Iterable
+from itertools import count
+
+import structlog
+
+from tasks.errors import Busy, CallError, Misconfigured, Offline
+from tasks.ledger.claims import Identity
+from tasks.ledger.record import Outcome
+from tasks.registry import Registry
+from tasks.settings import Times
+from workers.asking import ask
+from workers.backends import Backend, Health
+from workers.gate import Gate
+from workers.hand import Hand, Held
+from workers.judging import failed, given_back, succeeded
+
+#: seconds between two looks of the loop at itself: leases, pauses, a sign of life
+TICK_S = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class Loop(threading.Thread):
+    """One provider's calls."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        registry: Registry,
+        me: Identity,
+        capacity: int,
+        times: Times,
+        put: Callable[[Outcome], None],
+    ) -> None:
+        super().__init__(name="loop", daemon=True)
+        self.hand = Hand()
+        self.gate = Gate(capacity)
+        self.ticked_at = time.monotonic()
+        self._backend = backend
+        self._registry = registry
+        self._me = me
+        self._times = times
+        self._put = put
+        self._waiting: list[tuple[int, int, Held]] = []  # heap: (-priority, order, job)
+        self._order = count()
+        self._running: set[asyncio.Task[None]] = set()
+        self._probing: asyncio.Task[None] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._room = threading.Condition()
+        self._stopping = False
+
+    # --- from any thread ---------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Calls running now."""
+        return len(self._running)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def takes(self) -> bool:
+        """Whether this worker should be sent slices."""
+        return not self._stopping and self.gate.takes(time.monotonic())
+
+    def has_room(self) -> bool:
+        """Whether another slice may be handed over: what waits is less than half of what may run."""
+        return len(self._waiting) < max(1, self.gate.capacity // 2)
+
+    def wait_for_room(self) -> bool:
+        """Block until there is room; False when the worker stops taking instead."""
+        with self._room:
+            while self.takes and not self.has_room():
+                self._room.wait(timeout=1.0)
+        return self.takes
+
+    def hand_over(self, held: list[Held]) -> None:
+        """Run these jobs."""
+        self._loop.call_soon_threadsafe(self._accept, held)
+
+    def drop(self, held: Iterable[Held]) -> None:
+        """Stop these jobs: their calls are closed, and they are given back if they are still ours."""
+        self._loop.call_soon_threadsafe(self._drop, list(held))
+
+    def stop_taking(self) -> None:
+        """Start nothing more and give back what waits; calls in flight go on."""
+        self._stopping = True
+        self._loop.call_soon_threadsafe(self._give_back_waiting)
+
+    def drain(self, grace_s: float) -> None:
+        """Let calls in flight end for so long, close the others, and end the thread."""
+        self.stop_taking()
+        asyncio.run_coroutine_threadsafe(self._drain(grace_s), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.join()
+
+    # --- on the loop's thread ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        ticking = self._loop.create_task(self._tick())
+        self._loop.call_soon(self._lost, Health.OFFLINE, "not asked yet")  # the first probe opens the gate
+        self._loop.run_forever()
+        ticking.cancel()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    async def _tick(self) -> None:
+        while True:
+            self.ticked_at = time.monotonic()
+            overdue = self.hand.overdue(self._times.fence_margin)
+            if overdue:
+                log.warning("leases could not be renewed: closing their calls", jobs=len(overdue))
+                self._drop(overdue)
+            self._pump()
+            await asyncio.sleep(TICK_S)
+
+    def _accept(self, held: list[Held]) -> None:
+        for one in held:
+            heapq.heappush(self._waiting, (-one.job.priority, next(self._order), one))
+        if self.takes:
+            self._pump()
+        else:
+            self._give_back_waiting()
+
+    def _pump(self) -> None:
+        """Start waiting jobs while the gate has room."""
+        if self._stopping:
+            return
+        if self._waiting and not self.gate.takes(time.monotonic()):
+            self._give_back_waiting()
+        free = self.gate.free(len(self._running), time.monotonic())
+        while free > 0 and self._waiting:
+            held = heapq.heappop(self._waiting)[2]
+            if held.dropped:
+                continue
+            held.call = self._loop.create_task(self._run_job(held))
+            held.call.add_done_callback(lambda _, held=held: self._settle(held))
+            self._running.add(held.call)
+            free -= 1
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self.has_room() or not self.takes:
+            with self._room:
+                self._room.notify_all()
+
+    async def _run_job(self, held: Held) -> None:
+        """One job, from its call to its outcome, which every way through here ends in."""
+        job, asked, started_at, began = held.job, None, time.time(), time.monotonic()
+        try:
+            asked = ask(job, self._registry, self._me.provider)
+            reply = await self._backend.call(asked.call)
+            outcome = succeeded(job, asked, reply, self._me, started_at)
+            self.gate.succeeded()
+        except CallError as error:
+            outcome = failed(job, error, self._me, asked, started_at, _ms_since(began))
+            self._note(error, outcome)
+        except asyncio.CancelledError:
+            outcome = given_back(job, self._me, asked, started_at, _ms_since(began))
+        except Exception as error:  # a fault of ours must not take the other jobs with it
+            log.error("a job failed inside the worker", job=job.id, error=type(error).__name__, where=_where(error))
+            internal = CallError("internal", f"the worker failed on it ({type(error).__name__})")
+            outcome = failed(job, internal, self._me, asked, started_at, _ms_since(began))
+        self._end(held, outcome)
+
+    def _end(self, held: Held, outcome: Outcome) -> None:
+        if held.call is not None:
+            self._running.discard(held.call)
+        held.ended = True
+        self._put(outcome)
+        self._pump()
+
+    def _settle(self, held: Held) -> None:
+        """A task that was closed before its first step has no outcome yet."""
+        if not held.ended:
+            self._end(held, given_back(held.job, self._me, None, 0, 0))
+
+    def _note(self, error: CallError, outcome: Outcome) -> None:
+        """What an error says of the provider rather than of the job."""
+        now = time.monotonic()
+        match error:
+            case Busy():
+                pause = self.gate.busy(now, error.retry_after, str(error), loading=error.code == "loading")
+                outcome.delay = max(outcome.delay, min(pause, 60.0))
+            case Offline():
+                self._lost(Health.OFFLINE, str(error))
+            case Misconfigured():
+                self._lost(Health.MISCONFIGURED, str(error))
+
+    def _lost(self, health: Health, detail: str) -> None:
+        self.gate.lost(health, detail)
+        self._give_back_waiting()
+        if self._probing is None or self._probing.done():
+            self._probing = self._loop.create_task(self._probe_until_found())
+
+    async def _probe_until_found(self) -> None:
+        first = True
+        while self.gate.away:
+            probe = await self._backend.probe()
+            if probe.health in (Health.HEALTHY, Health.BUSY, Health.WARMING):
+                self.gate.found()
+                log.info("the provider answers", provider=self._me.provider, server=probe.server)
+                break
+            self.gate.lost(probe.health, probe.detail)
+            if first:
+                log.warning("the provider is away", provider=self._me.provider, health=probe.health.value)
+            first = False
+            await asyncio.sleep(self.gate.probe_wait())
+        self._pump()
+
+    def _give_back_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, _, held in waiting:
+            if not held.ended:
+                self._end(held, given_back(held.job, self._me, None, 0, 0))
+        self._tell_room()
+
+    def _drop(self, held: list[Held]) -> None:
+        for one in held:
+            if one.dropped or one.ended:
+                continue
+            one.dropped = True
+            if one.call is not None:
+                one.call.cancel()
+            else:
+                self._end(one, given_back(one.job, self._me, None, 0, 0))
+
+    async def _drain(self, grace_s: float) -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace_s)
+        self._drop([h for h in self.hand.all() if h.call is not None])
+        if self._running:
+            await asyncio.wait(self._running, timeout=5)
+        if self._probing is not None:
+            self._probing.cancel()
+        await self._backend.aclose()
+
+
+def _ms_since(began: float) -> float:
+    return (time.monotonic() - began) * 1000
+
+
+
+
+def _where(error: Exception) -> str:
+    """File and line of a fault of ours; its message is not shown, because it may hold a prompt."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return "?" if frame is None else f"{frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}"

@@ -1,0 +1,206 @@
+"""The Celery worker of one provider: wiring, start and drain."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from celery import Celery, bootsteps, signals
+from celery.worker.consumer import Consumer
+
+from tasks.app import Publisher, make_app
+from tasks.dispatch import fill
+from tasks.errors import ConfigError, PoolError
+from tasks.ledger import claims
+from tasks.ledger.claims import Identity
+from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.record import Outcome
+from tasks.queues import BrokerDown, class_queue
+from tasks.registry import Provider, Registry
+from tasks.settings import Settings
+from workers.backends import Backend, connect
+from workers.heartbeat import Heartbeat
+from workers.loop import Loop
+from workers.recorder import Recorder
+from workers.slices import register_task
+
+#: Celery pool threads: each only claims and hands over
+THREADS = 3
+#: seconds between two looks at whether to consume
+CONSUME_CHECK_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, registry: Registry, provider: str, node: str, serves: Sequence[str] | None) -> None:
+    """Be a worker until SIGTERM or SIGINT; raises ConfigError or PoolError where it cannot start."""
+    classes = _classes(registry, provider, serves)
+    broker = settings.broker_url()
+    if broker is None:
+        raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
+    db = open_ledger(settings.ledger_url())
+    me = Identity(node, provider, secrets.token_hex(8), os.getpid())
+    WorkerProcess(settings, registry, registry.providers[provider], db, me, classes, make_app(broker)).run()
+
+
+def _classes(registry: Registry, provider: str, serves: Sequence[str] | None) -> list[str]:
+    if provider not in registry.providers:
+        raise ConfigError(f"no provider is named {provider!r}; there are: {', '.join(registry.providers) or 'none'}")
+    there = registry.classes_of(provider)
+    unknown = [name for name in serves or () if name not in there]
+    if unknown:
+        raise ConfigError(f"provider {provider} does not serve {', '.join(unknown)}; it serves: {', '.join(there)}")
+    if not there:
+        raise ConfigError(f"provider {provider} serves no class; name it under classes.<name>.serve")
+    return list(serves or there)
+
+
+class WorkerProcess:
+    """One worker, from its registration to its leave."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        provider: Provider,
+        db: Database,
+        me: Identity,
+        classes: list[str],
+        app: Celery,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._provider = provider
+        self._db = db
+        self._me = me
+        self._classes = classes
+        self._app = app
+        self._refill = Refill(db, Publisher(app), registry, settings)
+        self._recorder = Recorder(db, lambda: not self._loop.in_flight, self._recorded)
+        self._loop = Loop(
+            open_backend(provider), registry, me, provider.in_flight, settings.times, self._recorder.put
+        )
+        self._heartbeat = Heartbeat(db, self._loop, me, settings.times, self._replaced)
+
+    def run(self) -> None:
+        """Serve until told to stop, then drain."""
+        claims.register(self._db, self._me, self._classes, self._provider.in_flight)
+        register_task(self._app, self._db, self._loop, self._me, self._settings.times)
+        self._loop.start()
+        self._recorder.start()
+        self._heartbeat.start()
+        self._refill.start()
+        self._refill.ask()
+        worker = self._celery_worker()
+        signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
+        log.info("worker started", worker=self._me.name, classes=self._classes, in_flight=self._provider.in_flight)
+        worker.start()
+        self._drain()
+
+    def _celery_worker(self) -> Any:
+        queues = [class_queue(name) for name in self._classes]
+        self._app.steps["consumer"].add(_consume_step(self._loop, queues))
+        return self._app.Worker(
+            hostname=self._me.name,
+            pool="threads",
+            concurrency=THREADS,
+            queues=queues,
+            loglevel=self._settings.log_level.upper(),
+            without_gossip=True,
+            without_mingle=True,
+            quiet=True,
+        )
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        self._loop.stop_taking()
+
+    def _replaced(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _recorded(self, group: list[Outcome]) -> None:
+        self._loop.hand.forget((o.job_id, o.fence) for o in group)
+        self._refill.ask()
+
+    def _drain(self) -> None:
+        log.info("draining", worker=self._me.name, in_flight=self._loop.in_flight)
+        self._loop.drain(self._settings.drain_s)
+        self._recorder.stop()
+        self._heartbeat.stop()
+        self._refill.stop()
+        claims.leave(self._db, self._me)
+        self._db.close()
+
+
+class Refill(threading.Thread):
+    """Fills the windows after finished work; any number of requests while it runs are one."""
+
+    def __init__(self, db: Database, publisher: Publisher, registry: Registry, settings: Settings) -> None:
+        super().__init__(name="refill", daemon=True)
+        self._db = db
+        self._publisher = publisher
+        self._classes = list(registry.classes)
+        self._times = settings.times
+        self._asked = threading.Event()
+        self._stopping = False
+
+    def ask(self) -> None:
+        """There may be room."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._asked.set()
+        self.join()
+        self._publisher.close()
+
+    def run(self) -> None:
+        while not self._stopping:
+            self._asked.wait()
+            self._asked.clear()
+            try:
+                if not self._stopping:
+                    fill(self._db, self._publisher, self._classes, self._times)
+            except BrokerDown as error:
+                log.warning(str(error))
+            except Exception as error:  # beat's tick looks again
+                log.error("dispatch failed", error=type(error).__name__)
+
+
+def open_backend(provider: Provider) -> Backend:
+    """The backend of a configured provider."""
+    key = os.environ.get(provider.api_key_env) if provider.api_key_env else None
+    return connect(provider.kind, provider.url or "", provider.name, key)
+
+
+def _consume_step(loop: Loop, queues: Sequence[str]) -> type[bootsteps.StartStopStep]:
+    """A consumer step that stops consuming while the loop takes nothing, on the hub's own thread."""
+
+    class ConsumeWhileTaking(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+        requires = {"celery.worker.consumer.tasks:Tasks"}  # noqa: RUF012  Celery's own class attribute
+        consuming = True
+
+        def start(self, consumer: Consumer) -> None:
+            self.consuming = True
+            for queue in queues:  # a reconnect must not leave a queue out
+                if queue not in consumer.app.amqp.queues.consume_from:
+                    consumer.add_task_queue(queue)
+            self.timer = consumer.timer.call_repeatedly(CONSUME_CHECK_S, self.check, (consumer,))
+
+        def stop(self, consumer: Consumer) -> None:
+            if getattr(self, "timer", None) is not None:
+                self.timer.cancel()
+
+        def check(self, consumer: Consumer) -> None:
+            if loop.takes == self.consuming:
+                return
+            self.consuming = loop.takes
+            for queue in queues:
+                (consumer.add_task_queue if self.consuming else consumer.cancel_task_queue)(queue)
+
+    return ConsumeWhileTaking

@@ -1,0 +1,80 @@
+"""Outcomes become commits, in groups: every 100 ms or 200 rows, and at once when nothing else is in flight."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from tasks.ledger.database import Database
+from tasks.ledger.record import Outcome, record
+
+#: seconds and rows one group collects
+GROUP_S, GROUP_ROWS = 0.1, 200
+#: seconds between tries while the ledger cannot be written
+LEDGER_RETRY_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Recorder(threading.Thread):
+    """The one thread of a worker that writes results.
+
+    `idle` says that nothing else is in flight; `recorded` is called with each group after its commit.
+    """
+
+    def __init__(self, db: Database, idle: Callable[[], bool], recorded: Callable[[list[Outcome]], None]) -> None:
+        super().__init__(name="recorder", daemon=True)
+        self._db = db
+        self._idle = idle
+        self._recorded = recorded
+        self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+
+    def put(self, outcome: Outcome) -> None:
+        """Record this with the next group."""
+        self._outcomes.put(outcome)
+
+    def stop(self) -> None:
+        """Write what is left, then end."""
+        self._outcomes.put(None)
+        self.join()
+
+    def run(self) -> None:
+        more = True
+        while more:
+            group, more = self._collect()
+            if group:
+                self._write(group)
+
+    def _collect(self) -> tuple[list[Outcome], bool]:
+        """The next group, and whether another may follow."""
+        first = self._outcomes.get()
+        if first is None:
+            return [], False
+        group, until = [first], time.monotonic() + GROUP_S
+        while len(group) < GROUP_ROWS:
+            wait = 0.0 if self._idle() else until - time.monotonic()
+            try:
+                outcome = self._outcomes.get(timeout=wait) if wait > 0 else self._outcomes.get_nowait()
+            except queue.Empty:
+                break
+            if outcome is None:
+                return group, False
+            group.append(outcome)
+        return group, True
+
+    def _write(self, group: list[Outcome]) -> None:
+        while True:
+            try:
+                stale = record(self._db, group)
+                break
+            except SQLAlchemyError as error:  # results wait here; their leases end, the fences decide later
+                log.error("the ledger cannot be written", error=type(error).__name__, results=len(group))
+                time.sleep(LEDGER_RETRY_S)
+        if stale:
+            log.warning("stale results changed nothing", stale=stale)
+        self._recorded(group)
