@@ -1,6 +1,6 @@
 """Every way in, and the one place that starts the roles.
 
-    commands/    the command line (click): one file a command or a small family
-    use_cases/   submit, watch, check: what every way in calls
-    embedded/    the one-machine pool: a Redis of our own, and the supervisor of all roles
+commands/    the command line (click): one file a command or a small family
+use_cases/   submit, watch, check: what every way in calls
+embedded/    the one-machine pool: a Redis of our own, and the supervisor of all roles
 """

@@ -25,7 +25,9 @@ SLICES_A_SWEEP = 1_000
 FORGET_WORKERS = 80
 
 
-def run_once(db: Database, broker: redis.Redis, sender: SliceSender, classes: Sequence[str], times: Times) -> Counter[str]:
+def run_once(
+    db: Database, broker: redis.Redis, sender: SliceSender, classes: Sequence[str], times: Times
+) -> Counter[str]:
     """One sweep; the counts say what it found."""
     counts = sweeping.take_back_expired(db)
     counts["expired"] = sweeping.expire_batches(db)
@@ -59,16 +61,16 @@ def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_th
 
 def _listed(broker: redis.Redis, queue: str) -> set[str]:
     """The ids in a class's list; a list too long to be ours is deleted, and its slices count as lost."""
-    if int(broker.llen(queue)) > LONGEST_LIST:  # type: ignore[arg-type]  # redis types sync and async as one
+    if int(broker.llen(queue)) > LONGEST_LIST:
         broker.delete(queue)
         return set()
-    return {found for raw in broker.lrange(queue, 0, -1) if (found := _slice_id(raw))}  # type: ignore[union-attr]
+    return {found for raw in broker.lrange(queue, 0, -1) if (found := _slice_id(raw))}
 
 
 def _unacked(broker: redis.Redis) -> set[str]:
     """The ids that workers have received and not yet taken up; kombu keeps [message, exchange, key] there."""
     found = set()
-    for raw in broker.hvals("unacked"):  # type: ignore[union-attr]
+    for raw in broker.hvals("unacked"):
         try:
             found.add(_slice_id(json.dumps(json.loads(raw)[0])))
         except (ValueError, LookupError, TypeError):

@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 from celery import Celery
-from kombu import Producer
 from kombu.exceptions import KombuError
+from kombu.messaging import Producer
 from redis.exceptions import RedisError
 
 from tasks.queues import RUN_SLICE, BrokerDown, class_queue
@@ -91,7 +91,7 @@ class Publisher:
                     "connect_retries_timeout": 1,
                 }
             )
-            self._producer = Producer(connection)
+            self._producer = Producer(connection)  # type: ignore[no-untyped-call]  # kombu has no types
         return self._producer
 
     def close(self) -> None:

@@ -31,9 +31,7 @@ class Category(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    model_class: str = Field(
-        validation_alias="class", serialization_alias="class", min_length=1, max_length=64
-    )
+    model_class: str = Field(validation_alias="class", serialization_alias="class", min_length=1, max_length=64)
     json: bool = False  # type: ignore[assignment]  # the word of job lines and offload.yaml; see above
     think: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)

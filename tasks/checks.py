@@ -21,7 +21,7 @@ _OFFERS = tuple(
     for pattern in (
         rf"\bone of(?:\s+(?:{_LEAD}|{_NOUN}))*\s*:",
         rf"\bone of(?:\s+(?:{_LEAD}|{_NOUN}))*\s*(?=[\[({{])",
-        rf"(?:^[#*\s]*|[.!?]\s+|\b(?:use|with|into|your|{_LEAD})\s+)(?:(?:{_LEAD})\s+)*{_NOUN}"
+        rf"(?:^[#* \t]{{0,9}}|[.!?]\s+|\b(?:use|with|into|your|{_LEAD})\s+)(?:(?:{_LEAD})\s+)*{_NOUN}"
         r"(?:\s*\([^)\n]{0,40}\)|(?:\s+(?:are|is|to use|to choose from))+)?\**\s*:\**",
         r"\b(?:choose|pick|select)(?:\s+\w+){0,2}\s+(?:from|between|among)\b\s*:?",
         rf"^#+\s*{_NOUN}\s*$",
@@ -178,9 +178,7 @@ def _bracketed(text: str) -> list[str]:
 Check = Callable[[str, str], str | None]
 
 _FENCE_LINE = re.compile(r"^[ \t]*```", re.MULTILINE)
-_WRAPPED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _TEXT_FENCE = re.compile(r"\s*```(?:text|txt|markdown|md|plaintext)?[ \t]*\n")
-_FENCED = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _DO = (
     r"(?:assist|help|provide|fulfil|comply|answer|do (?:that|this)|create|generate|write|access"
     r"|process|complete|translate|rewrite|summari[sz]e|extract|classify|explain)"
@@ -205,7 +203,8 @@ _PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 _COMMIT_PREAMBLE = re.compile(
-    rf"\W{{0,20}}(?:here(?:{_APO}s| is| are)\b|(?:sure|certainly|of course)[,!.]|commit (?:message|subject)\s*:)",
+    rf"\W{{0,20}}(?:here(?:{_APO}s| is| are)\b|(?:sure|certainly|of course)[,!.]"
+    r"|commit (?:message|subject)\s*:)",
     re.IGNORECASE,
 )
 _VERSION_PREAMBLE = re.compile(
@@ -227,7 +226,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _TEST = re.compile(
     r"\bdef test|\bclass \w*Test|@(?:\w+)?Test\b|@test\b|#\[(?:\w+::)?test|\b(?:it|test|describe)\s*\("
     r"|\(deftest\b|\bfunc Test\w*\(|\bTEST(?:_F|_P|_CASE)?\(|\[(?:Test|Fact|Theory|TestMethod)\b"
-    r"|^\s*(?:it|test|specify) [\"']|\bfunction test|\bfun `?\w*test|\bScenario:|unittest|>>> ",
+    r"|^[ \t]*(?:it|test|specify) [\"']|\bfunction test|\bfun `?\w*test|\bScenario:|unittest|>>> ",
     re.IGNORECASE | re.MULTILINE,
 )
 _ASSERTION = re.compile(
@@ -235,7 +234,7 @@ _ASSERTION = re.compile(
     r"|\brequire\.|\braises\(|\bverify\(|\(is \(|should_panic|\bThen\b|>>> ",
     re.IGNORECASE,
 )
-_COMMENT = re.compile(r"\"\"\"|'''|/\*|(?:^|\s)//|^\s*(?:#|--|;|%)|\s#\s|<!--", re.MULTILINE)
+_COMMENT = re.compile(r"\"\"\"|'''|/\*|(?:^|\s)//|^[ \t]*(?:#|--|;|%)|\s#\s|<!--", re.MULTILINE)
 _STEP = re.compile(
     r"^[ \t]*(?:[-*•+]\s|\(?\d+[.):]|\|.*\||#+\s"
     r"|\W{0,4}(?:step|phase|day|week|stage|first|second|third|then|next|finally)\b)",
@@ -254,11 +253,10 @@ def summary(output: str, prompt: str) -> str | None:
     """Prose; code stands in a summary's place when nothing else stands beside it."""
     if reason := _no_answer(output):
         return reason
-    lines = _lines(_unwrapped_prose(output))
-    outside = _lines(_FENCED.sub("", output))
-    fenced = len(lines) != len(outside) and bool(_FENCE_LINE.search(_unwrapped_prose(output)))
-    if fenced and not any(map(_is_prose, outside)):
+    text = _unwrapped_prose(output)
+    if _FENCE_LINE.search(text) and not any(map(_is_prose, _lines(_parted(text)[1]))):
         return "code in a summary's place"
+    lines = _lines(text)
     code = sum(bool(_STRUCTURE.match(line)) for line in lines)
     return "code in a summary's place" if code * 2 > len(lines) else None
 
@@ -310,7 +308,7 @@ def version(output: str, prompt: str) -> str | None:
         return "a preamble before the text"
     answer, asked = _fold(_bare(output)), _fold(prompt)
     subjects = {_fold(part) for part in re.split(r":|\n", prompt, maxsplit=1)[1:]}
-    subjects |= {_fold(match) for match in re.findall(r"[\"“]([^\"”]+)[\"”]", prompt)}
+    subjects |= {_fold(match) for match in re.findall(r"[\"“]([^\"“”]+)[\"”]", prompt)}
     echo = answer == asked or (answer in subjects and len(answer.split()) > 3)
     return "an echo of the prompt" if echo else not_empty(answer, prompt)
 
@@ -320,7 +318,7 @@ def code(output: str, prompt: str) -> str | None:
     if reason := _broken(output):
         return reason
     if _FENCE_LINE.search(output):
-        return None if any(block.strip() for block in _FENCED.findall(output)) else "no code"
+        return None if _parted(output)[0].strip() else "no code"
     lines = _lines(output)
     coded = sum(map(_is_code, lines))
     return None if coded and coded * 3 >= len(lines) else "no code"
@@ -353,7 +351,7 @@ def explanation(output: str, prompt: str) -> str | None:
     """At least one sentence that is not code."""
     if reason := _broken(output):
         return reason
-    outside = _lines(_FENCED.sub("", _unwrapped_prose(output)))
+    outside = _lines(_parted(_unwrapped_prose(output))[1])
     return None if any(map(_is_prose, outside)) else "only code"
 
 
@@ -419,8 +417,21 @@ def _broken(output: str) -> str | None:
 
 def _unwrapped(output: str) -> str:
     """`output` out of the one fence around all of it, if there is one."""
-    wrapped = _WRAPPED.fullmatch(output.strip())
-    return wrapped[1] if wrapped and "```" not in wrapped[1] else output
+    head, _, rest = output.strip().partition("\n")
+    whole = re.fullmatch(r"```[\w+-]*\s*", head) and rest.endswith("```") and "```" not in rest[:-3]
+    return rest[:-3] if whole else output
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """What stands inside fences, and what outside."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    outside = True
+    for line in text.splitlines(keepends=True):
+        if _FENCE_LINE.match(line):
+            outside = not outside
+        else:
+            parts[outside].append(line)
+    return "".join(parts[0]), "".join(parts[1])
 
 
 def _unwrapped_prose(output: str) -> str:

@@ -94,9 +94,7 @@ def _anything_waits(db: Database) -> bool:
 
 def _servers(c: Connection, seen_since: float) -> list[Server]:
     query = select(workers).where(workers.c.last_seen > seen_since, workers.c.consuming).order_by(workers.c.name)
-    return [
-        Server(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since) for r in c.execute(query).all()
-    ]
+    return [Server(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since) for r in c.execute(query).all()]
 
 
 def _waiting_batches(c: Connection, model_class: str, now: float) -> Sequence[Row[Any]]:
@@ -134,7 +132,7 @@ def _out(c: Connection) -> dict[str, int]:
         .where(jobs.c.state.in_((JobState.DISPATCHED, JobState.RUNNING)))
         .group_by(jobs.c.model_class)
     )
-    return dict(c.execute(query).tuples().all())
+    return dict(c.execute(query).all())
 
 
 def _room(name: str, turns: Mapping[str, str | None], servers: Sequence[Server], out: Mapping[str, int]) -> int:
@@ -149,9 +147,7 @@ def _size(name: str, servers: Sequence[Server]) -> int:
     return min(sizes, default=IDLE_WINDOW)
 
 
-def _fill_class(
-    c: Connection, name: str, found: Sequence[Row[Any]], room: int, size: int, now: float
-) -> list[Sent]:
+def _fill_class(c: Connection, name: str, found: Sequence[Row[Any]], room: int, size: int, now: float) -> list[Sent]:
     """Cut slices while there is room: the highest priority first, batches of one priority in turns."""
     if room < size:
         room += _take_back_lower(c, name, found[0].priority, size - room)

@@ -37,7 +37,9 @@ class Provider(Strict):
     """A configured model server."""
 
     name: Name
-    kind: Literal["ollama", "openai", "gguf"] = Field(description="the protocol it speaks; gguf: the pool serves the file")
+    kind: Literal["ollama", "openai", "gguf"] = Field(
+        description="the protocol it speaks; gguf: the pool serves the file"
+    )
     url: str | None = Field(None, pattern=r"^https?://", description="base URL; for openai with its /v1")
     reach: Literal["local", "lan"] = Field("local", description="local: loopback; lan: a private network")
     in_flight: int = Field(4, ge=1, le=4096, description="calls at once")
@@ -146,9 +148,7 @@ class Registry:
     def serve(self, model_class: str, provider: str, model: str | None = None) -> Serve | None:
         """What a provider runs for a class, or None where it cannot."""
         entries = self.classes[model_class].serve if model_class in self.classes else ()
-        return next(
-            (s for s in entries if s.provider == provider and model in (None, s.model)), None
-        )
+        return next((s for s in entries if s.provider == provider and model in (None, s.model)), None)
 
     def class_for(self, category: Category, model: str | None) -> str | None:
         """The class a job goes to; with a pinned model, one all of whose providers can run it."""
@@ -193,7 +193,9 @@ def parse(text: str, source: str) -> Registry:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+        raise ConfigError(
+            f"{source}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}"
+        ) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{source}:1: expected a mapping with providers, classes, categories")
     try:
@@ -224,7 +226,7 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: tuple[str | 
 
 def _keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """The keys known where a path leads; lists and mappings in between are looked through."""
-    inner = {"providers": Provider, "serve": Serve, "timeouts": TimeoutSettings}
+    inner: dict[str, type[BaseModel]] = {"providers": Provider, "serve": Serve, "timeouts": TimeoutSettings}
     for part in loc:
         model = inner.get(str(part), model)
     return [f.alias or name for name, f in model.model_fields.items()]
@@ -280,7 +282,9 @@ def _classes(file: ConfigFile, providers: Mapping[str, Provider]) -> dict[str, M
     for name, default in DEFAULT_CLASSES.items():
         there = tuple(s for s in default.serve if s.provider in providers)
         if not there and not file.classes:  # a GGUF file alone is a whole pool
-            there = tuple(Serve(provider=p.name, model=p.name, context=p.context) for p in providers.values() if p.kind == "gguf")
+            there = tuple(
+                Serve(provider=p.name, model=p.name, context=p.context) for p in providers.values() if p.kind == "gguf"
+            )
         classes[name] = default.model_copy(update={"serve": there})
     for name, given in file.classes.items():
         base = classes[name].model_dump() if name in classes else {}

@@ -97,7 +97,7 @@ def unknown_variables() -> list[str]:
 def load_settings() -> Settings:
     """The settings, or a ConfigError that names the variable."""
     try:
-        settings = Settings()  # type: ignore[call-arg]  # every field comes from the environment or its default
+        settings = Settings()
     except ValidationError as error:
         lines = [f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
         raise ConfigError("\n".join(lines)) from None

@@ -40,9 +40,7 @@ ANSWERED = frozenset({JobState.DONE, JobState.ESCALATED})
 #: every move there is: state left -> states reached
 MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.CANCELLED, JobState.EXPIRED}),
-    JobState.DISPATCHED: frozenset(
-        {JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED, JobState.EXPIRED}
-    ),
+    JobState.DISPATCHED: frozenset({JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED, JobState.EXPIRED}),
     JobState.RUNNING: frozenset({JobState.QUEUED}) | TERMINAL,
 }
 

@@ -1,11 +1,11 @@
 """The SQL tables.  Times are unix seconds from the database's clock; outputs and bodies have tables of their own.
 
-    batches ──< jobs ──1 bodies      what was asked
-                  │  └─1 outputs     what was answered
-                  ├──< calls         one row a request to a backend
-    slices        jobs of one class that one message carries by reference, while unclaimed
-    workers       one row a worker: what it serves, how much it takes, when it was last seen
-    ticks         when each periodic service last ran
+batches ──< jobs ──1 bodies      what was asked
+              │  └─1 outputs     what was answered
+              ├──< calls         one row a request to a backend
+slices        jobs of one class that one message carries by reference, while unclaimed
+workers       one row a worker: what it serves, how much it takes, when it was last seen
+ticks         when each periodic service last ran
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class Job(SQLModel, table=True):
         Index("ix_jobs_queue", "batch_id", "model_class", "state", "rank"),
         Index("ix_jobs_slice", "slice_id", sqlite_where=text("slice_id IS NOT NULL")),
         Index(
-            "ix_jobs_out", "state", "model_class", "lease_until", sqlite_where=text("state IN ('dispatched', 'running')")
+            "ix_jobs_out",
+            "state",
+            "model_class",
+            "lease_until",
+            sqlite_where=text("state IN ('dispatched', 'running')"),
         ),
     )
 

@@ -50,7 +50,7 @@ _KEPT_SCHEMAS = 128
 #: a schema's pattern may neither backtrack nor grow without bound (ReDoS): steps and bytes
 _PATTERNS = jsonschema_rs.FancyRegexOptions(backtrack_limit=10_000, size_limit=1024 * 1024)
 
-_FENCE = re.compile(r"```[ \t]*(?:json)?[ \t]*\r?\n(.*?)\r?\n?[ \t]*```", re.IGNORECASE | re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*(?:json)?[ \t]*\r?\n(.*)```", re.IGNORECASE | re.DOTALL)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -152,9 +152,7 @@ def _constant(_: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
-)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
 
 
 def _match(value: Any, schema: CompiledSchema) -> None:

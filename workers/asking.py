@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -69,7 +69,7 @@ def _check_fits(body: dict[str, Any], prompt: str, category: Category, model_cla
 def _call(job: Claimed, body: dict[str, Any], category: Category, model_class: ModelClass, serve: Serve) -> Call:
     schema = body.get("schema")
     json = bool(body.get("json", category.json) or schema is not None) and category.kind == "chat"
-    kind = "embed" if category.kind == "embed" else body.get("kind", "chat")
+    kind: Literal["chat", "complete", "embed"] = "embed" if category.kind == "embed" else body.get("kind", "chat")
     inputs = body.get("input") or body.get("prompt") or ""
     return Call(
         kind=kind,

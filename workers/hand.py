@@ -31,7 +31,7 @@ class Hand:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, jobs: Iterable[Claimed], claimed_at: float, lease_s: float) -> list[Held]:
-        """Jobs just claimed. `claimed_at` is monotonic and from before the claim, so that the lease is never overrated."""
+        """Jobs just claimed. `claimed_at`, monotonic, is from before the claim: a lease is never overrated."""
         new = [Held(job, claimed_at + lease_s) for job in jobs]
         with self._lock:
             self._held.update({(h.job.id, h.job.fence): h for h in new})

@@ -148,5 +148,3 @@ def _call_row(job: Claimed, me: Identity, model: str, started_at: float, duratio
         "leaked": False,
         "error_code": None,
     }
-
-

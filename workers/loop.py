@@ -6,6 +6,7 @@ Everything here happens on the loop's own thread, but for the few methods that s
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import threading
 import time
@@ -149,7 +150,7 @@ class Loop(threading.Thread):
             if held.dropped:
                 continue
             held.call = self._loop.create_task(self._run_job(held))
-            held.call.add_done_callback(lambda _, held=held: self._settle(held))
+            held.call.add_done_callback(functools.partial(self._settle, held))
             self._running.add(held.call)
             free -= 1
         self._tell_room()
@@ -185,7 +186,7 @@ class Loop(threading.Thread):
         self._put(outcome)
         self._pump()
 
-    def _settle(self, held: Held) -> None:
+    def _settle(self, held: Held, _: asyncio.Task[None]) -> None:
         """A task that was closed before its first step has no outcome yet."""
         if not held.ended:
             self._end(held, given_back(held.job, self._me, None, 0, 0))
@@ -253,8 +254,6 @@ class Loop(threading.Thread):
 
 def _ms_since(began: float) -> float:
     return (time.monotonic() - began) * 1000
-
-
 
 
 def _where(error: Exception) -> str:

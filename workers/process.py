@@ -23,7 +23,7 @@ from tasks.ledger.record import Outcome
 from tasks.queues import BrokerDown, class_queue
 from tasks.registry import Provider, Registry
 from tasks.settings import Settings
-from workers.backends import Backend, connect
+from workers.backends import for_provider
 from workers.heartbeat import Heartbeat
 from workers.loop import Loop
 from workers.recorder import Recorder
@@ -82,9 +82,7 @@ class WorkerProcess:
         self._app = app
         self._refill = Refill(db, Publisher(app), registry, settings)
         self._recorder = Recorder(db, lambda: not self._loop.in_flight, self._recorded)
-        self._loop = Loop(
-            open_backend(provider), registry, me, provider.in_flight, settings.times, self._recorder.put
-        )
+        self._loop = Loop(for_provider(provider), registry, me, provider.in_flight, settings.times, self._recorder.put)
         self._heartbeat = Heartbeat(db, self._loop, me, settings.times, self._replaced)
 
     def run(self) -> None:
@@ -170,12 +168,6 @@ class Refill(threading.Thread):
                 log.warning(str(error))
             except Exception as error:  # beat's tick looks again
                 log.error("dispatch failed", error=type(error).__name__)
-
-
-def open_backend(provider: Provider) -> Backend:
-    """The backend of a configured provider."""
-    key = os.environ.get(provider.api_key_env) if provider.api_key_env else None
-    return connect(provider.kind, provider.url or "", provider.name, key)
 
 
 def _consume_step(loop: Loop, queues: Sequence[str]) -> type[bootsteps.StartStopStep]:

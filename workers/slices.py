@@ -27,7 +27,7 @@ def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Ti
     handing = threading.Lock()  # slices start in the order they were claimed
 
     @app.task(name=RUN_SLICE, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
-    def run_slice(slice: str) -> None:  # noqa: A002  the message's own word
+    def run_slice(slice: str) -> None:
         try:
             take(slice)
         except SQLAlchemyError as error:  # unclaimed: the sweep sends it again; claimed: its lease runs out
@@ -39,9 +39,7 @@ def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Ti
             return
         at_once = loop.has_room()
         claimed_at = time.monotonic()
-        held = loop.hand.take(
-            claims.claim(db, slice_id, me, times.lease, started=at_once), claimed_at, times.lease
-        )
+        held = loop.hand.take(claims.claim(db, slice_id, me, times.lease, started=at_once), claimed_at, times.lease)
         if not held:
             return
         if not at_once:

@@ -26,7 +26,12 @@ LOG_KEPT_BYTES = 10 * 1024 * 1024
 
 @click.command()
 @click.option("--detach", is_flag=True, help="In the background; `offload down` stops it.")
-@click.option("--simulator", "simulate", is_flag=True, help="Serve every class with the shipped simulator.")
+@click.option(
+    "--simulator",
+    "simulate",
+    is_flag=True,
+    help="Use the shipped simulator when no model server here serves every class.",
+)
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print JSON.")
 def up(detach: bool, simulate: bool, as_json: bool) -> None:
     """Run the whole pool on this machine until Ctrl-C: Redis, beat, one worker per provider."""
@@ -80,12 +85,12 @@ def _log_file(settings: Settings) -> Path:
 
 
 def _say_up(settings: Settings, pid: int, as_json: bool) -> None:
-    providers = read_pool(settings).get("providers", [])
+    servers = read_pool(settings).get("servers", "")
     if as_json:
-        print_json({"pid": pid, "home": str(settings.home), "providers": providers})
+        print_json({"pid": pid, "home": str(settings.home), "servers": servers})
         return
-    say(f"the pool is up (pid {pid}, {settings.home}); providers: {', '.join(providers) or 'none found yet'}")
-    say("submit a file: offload submit FILE --wait    stop: offload down")
+    say(f"model server: {servers}")
+    say(f"the pool is up (pid {pid}), its state in {settings.home}; stop it with: offload down")
 
 
 @click.command()

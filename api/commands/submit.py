@@ -84,7 +84,9 @@ class Rejects:
                 number += 1
                 continue
             except OSError as error:
-                raise click.UsageError(f"{path} cannot be written ({error.strerror}); bad lines would go there") from None
+                raise click.UsageError(
+                    f"{path} cannot be written ({error.strerror}); bad lines would go there"
+                ) from None
             self.path = path
             return file
 

@@ -12,8 +12,15 @@ from workers.detect import Found, detect
 
 #: names of models that suit a class, the best first; a class's own default model comes before them
 SUITABLE: dict[str, tuple[str, ...]] = {
-    "small": (r"gemma-?3n?\b.*\b4b", r"\b(3|4|7|8|9|12)b\b.*(instruct|chat|-it)\b", r"(gemma|llama|mistral|qwen|phi).*\b[1-9]b"),
-    "coder": (r"qwen.*coder", r"cod(er|estral|egemma|ellama)|devstral",),
+    "small": (
+        r"gemma-?3n?\b.*\b4b",
+        r"\b(3|4|7|8|9|12)b\b.*(instruct|chat|-it)\b",
+        r"(gemma|llama|mistral|qwen|phi).*\b[1-9]b",
+    ),
+    "coder": (
+        r"qwen.*coder",
+        r"cod(er|estral|egemma|ellama)|devstral",
+    ),
     "reason": (r"gemma-?4\b", r"gpt-oss", r"deepseek-r1|qwq|magistral", r"think|reason"),
     "embed": (r"bge", r"embed", r"(^|\W)(e5|gte|minilm)"),
 }
@@ -35,9 +42,7 @@ def choose(found: Sequence[Found]) -> dict[str, Any]:
                 serve.append({"provider": server.name, "model": model})
         classes[name] = {"serve": serve}
     used = {entry["provider"] for section in classes.values() for entry in section["serve"]}
-    providers = [
-        {"name": f.name, "kind": f.kind, "url": f.url, "reach": "local"} for f in found if f.name in used
-    ]
+    providers = [{"name": f.name, "kind": f.kind, "url": f.url, "reach": "local"} for f in found if f.name in used]
     return {"providers": providers, "classes": classes}
 
 

@@ -36,6 +36,9 @@ START_S = 60.0
 #: seconds between looks for a model server while there is none
 LOOK_AGAIN_S = 10.0
 
+#: the simulator at about the pace of a small GPU, so that there is something to watch
+SIMULATOR_PACE = ("--load-s", "0.5", "--ttft-s", "0.2", "--tokens-per-s", "80")
+
 log = structlog.get_logger(__name__)
 
 
@@ -96,7 +99,7 @@ class Role:
 
 @dataclass
 class Supervisor:
-    """The pool of one machine. simulate: run the shipped simulator as its model server."""
+    """The pool of one machine. simulate: use the shipped simulator when no server here serves every class."""
 
     settings: Settings
     simulate: bool = False
@@ -125,15 +128,20 @@ class Supervisor:
         db = open_ledger(self.settings.ledger_url())
         url = self._start_redis()
         self.settings.redis_url = url
-        simulator = self._start_simulator() if self.simulate else None
-        registry = self._find_registry(simulator)
-        self._pool: dict[str, Any] = {"pid": os.getpid(), "redis_url": url, "started_at": time.time(), "ready": False}
+        registry = self._find_registry()
+        self._pool: dict[str, Any] = {
+            "pid": os.getpid(),
+            "redis_url": url,
+            "started_at": time.time(),
+            "servers": self._servers(registry),
+            "ready": False,
+        }
         write_pool(self.settings, self._pool)
         self._add("beat", "beat")
         self._add_workers(registry)
         self._wait_until_ready(db)
         db.close()
-        write_pool(self.settings, self._pool | {"ready": True, "providers": sorted(registry.providers)})
+        write_pool(self.settings, self._pool | {"ready": True})
         log.info("the pool is up", home=str(self.settings.home), configuration=registry.source)
 
     def _start_redis(self) -> str:
@@ -161,27 +169,31 @@ class Supervisor:
             time.sleep(0.02)
         return False
 
-    def _start_simulator(self) -> str:
-        port = redis_server.free_port()
-        self._add("simulator", "simulate", "--port", str(port))
-        return f"http://127.0.0.1:{port}"
-
-    def _find_registry(self, simulator: str | None) -> Registry:
-        """The configuration, or one made of the servers that are here."""
+    def _find_registry(self) -> Registry:
+        """The configuration, or one made of the model servers that are here."""
         detected = self.settings.run_dir / "detected.yaml"
         detected.unlink(missing_ok=True)
-        if simulator is not None:
-            config = discover.simulated(simulator)
-        elif config_path(self.settings) is not None:
+        if config_path(self.settings) is not None:
             return load_registry(self.settings)
-        else:
-            config = discover.choose(discover.find_servers())
+        config = discover.choose(discover.find_servers())
+        if self.simulate and not discover.serves_all(config):
+            config = discover.simulated(self._start_simulator())
         detected.write_text("# written by `offload up`; it is made anew each time\n" + yaml.safe_dump(config))
-        if simulator is not None:
-            self.settings.config = detected
         if not config["providers"]:
             log.warning("no model server was found; jobs wait until one is there", looking_again_every_s=LOOK_AGAIN_S)
         return load_registry(self.settings)
+
+    def _start_simulator(self) -> str:
+        port = redis_server.free_port()
+        self._add("simulator", "simulate", "--port", str(port), *SIMULATOR_PACE)
+        return f"http://127.0.0.1:{port}"
+
+    def _servers(self, registry: Registry) -> str:
+        """In words: what will run the jobs."""
+        if any(r.name == "simulator" for r in self.roles):
+            return "the shipped simulator (no model server here serves every class; its answers are made up)"
+        used = [p for p in registry.providers.values() if registry.classes_of(p.name)]
+        return ", ".join(f"{p.name} ({p.url or p.path})" for p in used) or "none was found yet"
 
     def _add_workers(self, registry: Registry) -> None:
         for name in registry.providers:
@@ -223,7 +235,7 @@ class Supervisor:
         while not self._stop:
             self._keep_roles()
             if time.monotonic() >= next_look and not any(r.name.startswith("worker ") for r in self.roles):
-                self._add_workers(self._find_registry(None))
+                self._add_workers(self._find_registry())
                 next_look = time.monotonic() + LOOK_AGAIN_S
             time.sleep(0.1)
 

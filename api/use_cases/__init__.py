@@ -1,7 +1,7 @@
 """What the command line calls, and every later way in: no printing, no exit codes, no click.
 
-    pool         what a caller holds: settings, registry, ledger, publisher
-    submitting   a file of job lines becomes a batch, or every fault is reported
-    watching     progress, and why a job waits
-    doctor       what is broken, with the command that mends it
+pool         what a caller holds: settings, registry, ledger, publisher
+submitting   a file of job lines becomes a batch, or every fault is reported
+watching     progress, and why a job waits
+doctor       what is broken, with the command that mends it
 """

@@ -91,7 +91,15 @@ def _check_category(registry: Registry, category: str) -> None:
     from tasks.registry import nearest
 
     if category not in registry.categories:
-        raise InputError([LineFault(0, "--category", f"unknown category {category[:40]!r}" + nearest(category, list(registry.categories)))])
+        raise InputError(
+            [
+                LineFault(
+                    0,
+                    "--category",
+                    f"unknown category {category[:40]!r}" + nearest(category, list(registry.categories)),
+                )
+            ]
+        )
 
 
 def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, body_hash: str) -> None:

@@ -84,7 +84,8 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
         ).all()
         c.execute(delete(slices).where(slices.c.id == slice_id))
         ids = [row.id for row in taken]
-        texts = dict(c.execute(select(bodies.c.job_id, bodies.c.body).where(bodies.c.job_id.in_(ids))).tuples().all())
+        query = select(bodies.c.job_id, bodies.c.body).where(bodies.c.job_id.in_(ids))
+        texts: dict[int, bytes] = {row.job_id: row.body for row in c.execute(query)}
     taken = sorted(taken, key=lambda row: (row.rank, row.line))
     return [
         Claimed(
@@ -122,7 +123,7 @@ def _still_held(c: object, ids: Sequence[int]) -> dict[int, int]:
             .order_by(jobs.c.id)
             .with_for_update()
         )
-        found.update(c.execute(query).tuples().all())  # type: ignore[attr-defined]
+        found.update(c.execute(query).all())  # type: ignore[attr-defined]
     return found
 
 
@@ -155,20 +156,20 @@ def register(db: Database, me: Identity, classes: Sequence[str], capacity: int) 
     """
     with db.write() as c:
         now = db.now(c)
-        row = dict(
-            node=me.node,
-            provider=me.provider,
-            run_id=me.run_id,
-            pid=me.pid,
-            classes=list(classes),
-            capacity=capacity,
-            in_flight=0,
-            consuming=True,
-            health="healthy",
-            detail="",
-            started_at=now,
-            last_seen=now,
-        )
+        row = {
+            "node": me.node,
+            "provider": me.provider,
+            "run_id": me.run_id,
+            "pid": me.pid,
+            "classes": list(classes),
+            "capacity": capacity,
+            "in_flight": 0,
+            "consuming": False,
+            "health": "offline",
+            "detail": "its provider was not asked yet",
+            "started_at": now,
+            "last_seen": now,
+        }
         if c.execute(update(workers).where(workers.c.name == me.name).values(**row)).rowcount == 0:
             c.execute(insert(workers).values(name=me.name, turn_class=None, turn_since=0, **row))
         c.execute(

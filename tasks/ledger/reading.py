@@ -105,7 +105,7 @@ def waiting_by_class(db: Database, batch_id: str) -> dict[str, dict[str, int]]:
             .group_by(jobs.c.model_class, jobs.c.state)
         )
         found: dict[str, dict[str, int]] = {}
-        for model_class, state, n in c.execute(query).tuples():
+        for model_class, state, n in c.execute(query):
             found.setdefault(model_class, {})[state] = n
     return found
 

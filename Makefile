@@ -1,0 +1,35 @@
+# The commands people and CI share.  `make setup` needs Python 3.11+ and nothing else.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: setup demo test test-all lint bench requirements clean
+
+setup: .venv/.ready  ## .venv with the `offload` command in it
+
+.venv/.ready: pyproject.toml ops/requirements.txt ops/setup.sh
+	@PYTHON=$(PYTHON) sh ops/setup.sh >&2
+	@touch $@
+
+demo: setup  ## a pool, a batch to its end, a table; leaves nothing
+	@sh ops/demo.sh
+
+test: setup  ## the quick suite: unit, contract, integration
+	@$(PY) -m pytest -q -n 2 --dist worksteal tests/unit tests/contract tests/integration
+
+test-all: setup  ## the quick suite, then the README's own commands and the large batch
+	@$(PY) -m pytest -q -n 2 --dist worksteal tests
+
+lint: setup  ## ruff, mypy, import-linter
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-cache
+
+bench: setup  ## throughput and memory beside a plain Celery app, in one run
+	@$(PY) -m tests.bench.throughput
+
+requirements:  ## pin again; the file names no index
+	@sh ops/pin.sh
+
+clean:
+	rm -rf .venv

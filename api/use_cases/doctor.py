@@ -1,0 +1,203 @@
+"""What is broken, with the command that mends it.  Every check is one function; none of them generates anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from api.use_cases.pool import Pool
+from api.use_cases.watching import live_workers
+from tasks.errors import OffloadError
+from tasks.ledger import reading
+from tasks.registry import ModelClass, Provider, Registry
+from tasks.settings import unknown_variables
+from workers.backends import Health, Probe, for_provider
+
+#: sweeps beat may be late before it counts as gone
+LATE_SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. fix: the command or the line of offload.yaml that mends it; empty when it is fine."""
+
+    check: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def examine(pool: Pool) -> list[Finding]:
+    """Every check, in the order in which things depend on each other."""
+    findings = [*_variables()]
+    try:
+        registry = pool.registry
+        findings.append(Finding("configuration", True, registry.source))
+    except OffloadError as error:
+        return [*findings, Finding("configuration", False, str(error), "offload config check")]
+    findings += [*_redis(pool), *_ledger(pool)]
+    probes = asyncio.run(_probe_all(registry.providers.values()))
+    findings += [*_providers(registry, probes), *_classes(registry, probes)]
+    if all(f.ok for f in findings if f.check == "ledger"):
+        findings += [*_workers(pool, registry), *_beat(pool)]
+    return findings
+
+
+def _variables() -> Iterator[Finding]:
+    for name in unknown_variables():
+        yield Finding("environment", False, f"{name} means nothing to Offload", f"unset {name}")
+
+
+def _redis(pool: Pool) -> Iterator[Finding]:
+    url = pool.settings.broker_url()
+    if url is None:
+        yield Finding("redis", False, "no pool runs here and OFFLOAD_REDIS_URL is not set", "offload up --detach")
+        return
+    fix = (
+        "start that Redis, or correct OFFLOAD_REDIS_URL"
+        if os.environ.get("OFFLOAD_REDIS_URL")
+        else "offload up --detach"
+    )
+    try:
+        client = redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3)
+        info: Any = client.info()
+        client.close()
+    except (redis.RedisError, ValueError, OSError) as error:
+        yield Finding("redis", False, f"does not answer ({type(error).__name__})", fix)
+        return
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield Finding(
+            "redis",
+            False,
+            f"maxmemory-policy is {policy}: it may evict queues",
+            "redis-cli config set maxmemory-policy noeviction",
+        )
+    elif info.get("role") != "master":
+        yield Finding("redis", False, "is a replica and takes no writes", "name the master in OFFLOAD_REDIS_URL")
+    else:
+        yield Finding("redis", True, f"{info.get('server_name', 'redis')} {info.get('redis_version', '')}")
+
+
+def _ledger(pool: Pool) -> Iterator[Finding]:
+    try:
+        reading.tick(pool.db, "doctor", {})
+        yield Finding("ledger", True, pool.settings.ledger_url())
+    except OffloadError as error:
+        yield Finding(
+            "ledger", False, str(error), "make the folder writable, or set OFFLOAD_HOME or OFFLOAD_DATABASE_URL"
+        )
+    except Exception as error:
+        cause = getattr(error, "orig", None) or type(error).__name__
+        yield Finding("ledger", False, f"{pool.settings.ledger_url()}: {cause}", "free the disk, or restore the file")
+
+
+async def _probe_all(providers: Iterable[Provider]) -> dict[str, Probe]:
+    asked = [p for p in providers if p.kind != "gguf"]
+    backends = [for_provider(p) for p in asked]
+    probes = await asyncio.gather(*(b.probe() for b in backends))
+    for backend in backends:
+        await backend.aclose()
+    return {p.name: probe for p, probe in zip(asked, probes, strict=True)}
+
+
+def _providers(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
+    if not registry.providers:
+        yield Finding(
+            "providers", False, "none is configured and none was found", "start a model server, then offload up"
+        )
+    for provider in registry.providers.values():
+        if provider.kind == "gguf":
+            yield _gguf(provider)
+            continue
+        probe = probes[provider.name]
+        name = f"provider {provider.name}"
+        if provider.api_key_env and not os.environ.get(provider.api_key_env):
+            yield Finding(name, False, f"{provider.api_key_env} is not set", f"export {provider.api_key_env}=…")
+        elif probe.health is Health.OFFLINE:
+            yield Finding(
+                name, False, f"nobody answers at {provider.url}", f"start it, or correct providers.{provider.name}.url"
+            )
+        elif probe.health is Health.MISCONFIGURED:
+            yield Finding(name, False, probe.detail, f"correct providers.{provider.name} (api_key_env, url)")
+        else:
+            yield Finding(name, True, f"{probe.server or provider.kind} at {provider.url}, {probe.health}")
+
+
+def _gguf(provider: Provider) -> Finding:
+    import importlib.util
+
+    name = f"provider {provider.name}"
+    if provider.path is None or not provider.path.expanduser().is_file():
+        return Finding(name, False, f"there is no file {provider.path}", f"correct providers.{provider.name}.path")
+    if importlib.util.find_spec("xllamacpp") is None:
+        return Finding(name, False, "llama.cpp is not installed", "pip install 'offload[llamacpp]'")
+    return Finding(name, True, f"{provider.path}, served by its worker")
+
+
+def _classes(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
+    for model_class in registry.classes.values():
+        if not model_class.serve:
+            yield Finding(
+                f"class {model_class.name}",
+                False,
+                "nothing serves it; its jobs wait",
+                f"add classes.{model_class.name}.serve to offload.yaml",
+            )
+        else:
+            yield from _served(model_class, registry, probes)
+
+
+def _served(model_class: ModelClass, registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
+    for serve in model_class.serve:
+        probe = probes.get(serve.provider)
+        name = f"class {model_class.name}"
+        where = f"{serve.model} on {serve.provider}"
+        if probe is None:
+            yield Finding(name, True, where)
+        elif probe.health is Health.OFFLINE:
+            yield Finding(name, False, f"{where}: the provider is away", f"start provider {serve.provider}")
+        elif probe.models and not _has(probe, serve.model):
+            ollama = registry.providers[serve.provider].kind == "ollama"
+            fix = (
+                f"ollama pull {serve.model}"
+                if ollama
+                else f"load {serve.model} there, or correct classes.{model_class.name}.serve"
+            )
+            yield Finding(name, False, f"{where}: the provider does not have it", fix)
+        else:
+            yield Finding(name, True, where)
+
+
+def _has(probe: Probe, model: str) -> bool:
+    return model in probe.models or f"{model}:latest" in probe.models
+
+
+def _workers(pool: Pool, registry: Registry) -> Iterator[Finding]:
+    live = live_workers(pool, reading.all_workers(pool.db))
+    for name in registry.providers:
+        if not registry.classes_of(name):
+            continue
+        mine = [w for w in live if w.provider == name]
+        if not mine:
+            yield Finding(
+                f"worker {name}", False, "no live worker", f"offload up, or: offload worker --provider {name}"
+            )
+        for worker in mine:
+            detail = f"{worker.name}: {worker.in_flight} of {worker.capacity} in flight, {worker.health}"
+            ok = worker.health in (Health.HEALTHY, Health.BUSY, Health.WARMING)
+            yield Finding(f"worker {name}", ok, detail, "" if ok else f"see provider {name}: {worker.detail}")
+
+
+def _beat(pool: Pool) -> Iterator[Finding]:
+    ago = reading.last_tick(pool.db, "sweep")
+    if ago is None or ago > LATE_SWEEPS * pool.settings.times.sweep:
+        detail = "has never ticked" if ago is None else f"last ticked {ago:.0f} s ago"
+        yield Finding("beat", False, detail, "offload up, or: offload beat")
+    else:
+        yield Finding("beat", True, f"ticked {ago:.0f} s ago")

@@ -1,0 +1,147 @@
+"""What breaks while a batch runs loses nothing and records nothing twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from tasks.app import make_app
+from tasks.ledger import reading
+from tasks.queues import RUN_SLICE, class_queue
+from tasks.tables import CallRow
+from tests.support.pool import TestPool
+from tests.support.waiting import eventually
+from workers.simulator import BackgroundSimulator
+
+calls = CallRow.__table__  # type: ignore[attr-defined]
+
+
+def jobs(n: int, text: str = "Summarize this short note number") -> list[dict[str, Any]]:
+    return [{"id": f"j{i}", "category": "summarize", "prompt": f"{text} {i}."} for i in range(n)]
+
+
+def assert_each_once(results: list[dict[str, Any]], n: int) -> None:
+    assert Counter(r["id"] for r in results) == Counter({f"j{i}": 1 for i in range(n)})
+    assert {r["state"] for r in results} == {"done"}
+
+
+@pytest.mark.parametrize("successor", ["here", "there"])
+def test_a_worker_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing(
+    pool: TestPool, simulator: BackgroundSimulator, successor: str
+) -> None:
+    """kill -9 of a worker: another process, of the same name or another, ends every job exactly once."""
+    simulator.configure(ttft_s=0.15)
+    pool.beat()
+    first = pool.worker()
+    batch = pool.submit(jobs(120))
+    eventually(lambda: pool.batch(batch).done >= 20, "some jobs are done")
+    in_flight = simulator.stats()["in_flight"]
+    os.kill(first.pid, signal.SIGKILL)
+    assert pool.batch(batch).open > 0, "the fault must hit work in flight"
+    pool.worker(node=successor)
+    assert_each_once(pool.finished(batch), 120)
+    requests = simulator.stats()["requests"]
+    assert requests - 120 <= in_flight + 8, "at most the calls in flight are wasted"
+    assert _call_rows(pool, batch, error_code="worker_died"), "the sweep wrote the rows the dead worker could not"
+
+
+def test_a_flushed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
+    """FLUSHALL under load: the sweep sends the lost slices again."""
+    simulator.configure(ttft_s=0.1)
+    pool.beat()
+    pool.worker()
+    batch = pool.submit(jobs(100))
+    eventually(lambda: pool.batch(batch).done >= 5, "some jobs are done")
+    pool.redis.client.flushall()
+    assert pool.batch(batch).open > 0, "the fault must hit work in flight"
+    assert_each_once(pool.finished(batch), 100)
+
+
+def test_a_killed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
+    """kill -9 of Redis and a start from its file: everything goes on by itself."""
+    simulator.configure(ttft_s=0.1)
+    pool.beat()
+    pool.worker()
+    batch = pool.submit(jobs(100))
+    eventually(lambda: pool.batch(batch).done >= 5, "some jobs are done")
+    pool.redis.kill()
+    assert pool.batch(batch).open > 0, "the fault must hit work in flight"
+    pool.redis.start()
+    assert_each_once(pool.finished(batch, within_s=90), 100)
+
+
+def test_doubled_stale_and_forged_messages_claim_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
+    """A message is a reference: sending it again, or one that names nothing, runs nothing twice."""
+    pool.beat()
+    pool.worker()
+    batch = pool.submit(jobs(30))
+    app = make_app(pool.redis.url)
+    with pool.db.read() as c:
+        slices = [
+            row.id for row in c.exec_driver_sql("SELECT DISTINCT slice_id AS id FROM jobs WHERE slice_id NOT NULL")
+        ]
+    for slice_id in [*slices, *slices, "no-such-slice", "' OR 1=1 --"]:
+        app.send_task(RUN_SLICE, kwargs={"slice": slice_id}, queue=class_queue("small"))
+    assert_each_once(pool.finished(batch), 30)
+    assert simulator.stats()["requests"] == 30
+
+
+def test_a_message_that_is_no_task_of_ours_harms_no_job(pool: TestPool, simulator: BackgroundSimulator) -> None:
+    """Unknown tasks, wrong arguments and pickles are dropped, and the batch ends as if they were not there."""
+    simulator.configure(ttft_s=0.05)
+    pool.beat()
+    pool.worker()
+    app = make_app(pool.redis.url)
+    queue = class_queue("small")
+    app.send_task("os.system", args=["true"], queue=queue)
+    app.send_task(RUN_SLICE, kwargs={"other": 1}, queue=queue)
+    app.send_task(RUN_SLICE, args=[["x"]], queue=queue)
+    pool.redis.client.lpush(
+        queue, b'{"body": "gASVBQ==", "content-type": "application/x-python-serialize", "headers": {}}'
+    )
+    batch = pool.submit(jobs(30))
+    assert_each_once(pool.finished(batch), 30)
+
+
+def test_sigterm_drains_without_burning_attempts(pool: TestPool, simulator: BackgroundSimulator) -> None:
+    """A rolling restart: calls in flight end, the rest is given back, no attempt is burned and no call doubled."""
+    simulator.configure(ttft_s=0.2)
+    pool.beat()
+    first = pool.worker()
+    batch = pool.submit(jobs(60))
+    eventually(lambda: pool.batch(batch).done >= 8, "some jobs are done")
+    first.terminate()
+    assert first.wait(timeout=30) == 0
+    assert pool.batch(batch).open > 0, "the drain must hit work in flight"
+    assert not reading.all_workers(pool.db), "a worker that leaves takes its row with it"
+    pool.worker()
+    results = pool.finished(batch)
+    assert_each_once(results, 60)
+    assert {r["attempts"] for r in results} == {1}
+    assert simulator.stats()["requests"] == 60
+
+
+def test_jobs_submitted_while_the_pool_is_down_run_when_it_is_up(pool: TestPool) -> None:
+    """The ledger's commit is the promise; Redis is not needed to keep it."""
+    pool.redis.kill()
+    with pytest.raises(Exception, match="Redis"):
+        pool.submit(jobs(10))
+    batch = reading.recent_batches(pool.db, 1)[0].id
+    assert pool.batch(batch).open == 10
+    pool.redis.start()
+    pool.beat()
+    pool.worker()
+    assert_each_once(pool.finished(batch), 10)
+
+
+def _call_rows(pool: TestPool, batch: str, **where: Any) -> list[Any]:
+    with pool.db.read() as c:
+        query = select(calls).where(calls.c.batch_id == batch)
+        for name, value in where.items():
+            query = query.where(calls.c[name] == value)
+        return list(c.execute(query).all())

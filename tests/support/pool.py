@@ -1,0 +1,171 @@
+"""A pool made of real parts: its own Redis server, its own ledger, its roles as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+import yaml
+
+from api.embedded import redis_server
+from api.use_cases.pool import Pool
+from api.use_cases.submitting import Request, submit
+from tasks.ledger import reading
+from tasks.ledger.database import Database
+from tasks.settings import Settings
+from tests.support.waiting import eventually
+
+#: recovery runs this many times faster than in production, all times alike
+HURRY = 10
+
+
+class Redis:
+    """A real server on a free port."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._server = redis_server.prepare(folder, folder)
+        self.url = self._server.url
+        self.client: redis.Redis = redis.Redis.from_url(self.url, socket_timeout=5)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, with what it kept on disk."""
+        self.process = subprocess.Popen(self._server.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(self._answers, "Redis answers")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
+    def close(self) -> None:
+        """End it."""
+        self.client.close()
+        self.kill()
+
+
+class TestPool:
+    """The roles as processes of their own, all ended with the pool."""
+
+    __test__ = False
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], hurry: float = HURRY) -> None:
+        self.home = folder / "home"
+        self.home.mkdir(parents=True, exist_ok=True)
+        (self.home / "offload.yaml").write_text(yaml.safe_dump(dict(config)))
+        self.redis = Redis(folder / "redis")
+        self.environment = clean_environment() | {
+            "OFFLOAD_HOME": str(self.home),
+            "OFFLOAD_REDIS_URL": self.redis.url,
+            "OFFLOAD_TIME_DIVISOR": str(hurry),
+            "OFFLOAD_NODE": "here",
+        }
+        self.log = (folder / "roles.log").open("ab")
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.pool = Pool(Settings(home=self.home, redis_url=self.redis.url, time_divisor=hurry, node="here"))
+
+    @property
+    def db(self) -> Database:
+        """The ledger."""
+        return self.pool.db
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a role: `worker --provider sim`, `beat` …"""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api", *arguments],
+            env=self.environment | environment,
+            stdout=self.log,
+            stderr=self.log,
+        )
+        self._processes.append(process)
+        return process
+
+    def worker(self, provider: str = "sim", node: str = "here", **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker and wait until it takes work."""
+        process = self.start("worker", "--provider", provider, "--node", node, **environment)
+        name = f"{node}/{provider}"
+        eventually(lambda: self._consumes(name, process.pid), f"{name} takes work", 60)
+        return process
+
+    def _consumes(self, name: str, pid: int) -> bool:
+        return any(w.name == name and w.pid == pid and w.health == "healthy" for w in reading.all_workers(self.db))
+
+    def beat(self) -> subprocess.Popen[bytes]:
+        """Start beat and wait for its first sweep."""
+        process = self.start("beat")
+        eventually(lambda: (reading.last_tick(self.db, "sweep") or 1e9) < 5, "beat sweeps", 60)
+        return process
+
+    def submit(self, jobs: Iterable[Mapping[str, Any]], **request: Any) -> str:
+        """Submit jobs as a file would be; returns the batch's id once they are dispatched."""
+        import io
+
+        lines = b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
+        done = submit(self.pool, io.BytesIO(lines), Request(**request))
+        self.pool.dispatch()
+        return done.batch_id
+
+    def batch(self, batch_id: str) -> Any:
+        """The batch's row."""
+        return reading.batch(self.db, batch_id)
+
+    def finished(self, batch_id: str, within_s: float = 60.0) -> list[dict[str, Any]]:
+        """Wait for a batch's end; its result lines."""
+        eventually(lambda: self.batch(batch_id).open == 0, f"{batch_id} ends", within_s)
+        return self.results(batch_id)
+
+    def results(self, batch_id: str) -> list[dict[str, Any]]:
+        """The result lines there are."""
+        return [json.loads(line) for line in reading.results(self.db, batch_id)]
+
+    def close(self) -> None:
+        """End everything."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+        self.redis.close()
+        self.db.close()
+        self.log.close()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without anything of Offload's."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("OFFLOAD_")}
+
+
+def simulated(url: str, in_flight: int = 8, **provider: Any) -> dict[str, Any]:
+    """A configuration in which the simulator at `url` serves every class as provider `sim`."""
+    models = {"small": "gemma3:4b", "coder": "qwen2.5-coder:7b", "reason": "gemma4:26b", "embed": "bge-m3"}
+    return {
+        "providers": [
+            {"name": "sim", "kind": "ollama", "url": url, "reach": "local", "in_flight": in_flight} | provider
+        ],
+        "classes": {name: {"serve": [{"provider": "sim", "model": model}]} for name, model in models.items()},
+    }
+
+
+@contextmanager
+def running(folder: Path, config: Mapping[str, Any]) -> Iterator[TestPool]:
+    """A pool for the length of a `with` block."""
+    pool = TestPool(folder, config)
+    try:
+        yield pool
+    finally:
+        pool.close()

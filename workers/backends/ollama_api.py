@@ -1,0 +1,231 @@
+"""Ollama's native protocol: /api/chat, /api/generate, /api/embed (docs/api.md and api/types.go, v0.33).
+
+Read on the wire, not in the documents:
+
+- `think` unset means on for a model that can; with `format` its answer is then empty.  So it is always sent.
+- a prompt longer than the context loses its beginning in silence, unless `truncate` is false; `shift` false
+  does the same for an answer that outgrows it (done_reason `length`).  So both are always sent.
+- any change of a runner option reloads the model.  So the class's options are always sent, and `keep_alive`,
+  which would overrule the user's own setting, never.
+- timings are nanoseconds, in the last object only, and absent when 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.errors import Permanent
+from workers.backends import Call, Probe, Reply, recognise
+from workers.backends.base import Answer, Http, Times
+from workers.backends.refusals import midstream, refusal
+from workers.backends.streams import JsonLines, WholeBody, incomplete, malformed, vectors
+
+#: OpenAI's name of a generation parameter → Ollama's option; what is not here Ollama does not have
+OPTION_OF_EXTRA = {
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "seed": "seed",
+    "stop": "stop",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repeat_penalty": "repeat_penalty",
+    "max_completion_tokens": "num_predict",
+    "max_tokens": "num_predict",
+    "temperature": "temperature",
+}
+#: seconds for each question of a probe
+PROBE_TIMEOUT = 5.0
+
+
+class Ollama:
+    """A provider of kind `ollama`; url is the server's root."""
+
+    def __init__(self, url: str, name: str, api_key: str | None = None) -> None:
+        self._http = Http(url, name, api_key)
+        self._name = name
+        #: the names in /api/tags when it was last looked at: whether each runs on this machine
+        self._runs_here: dict[str, bool] = {}
+
+    async def call(self, call: Call) -> Reply:
+        """Send one request; Permanent `not_local` for a model on somebody else's machine."""
+        await self._must_be_local(call.model, call.timeouts.connect)
+        if call.kind == "embed":
+            return await self._embed(call)
+        answer = _Answer(self._name, call.model)
+        chat = call.kind == "chat"
+        path, body = ("/api/chat", chat_body(call)) if chat else ("/api/generate", text_body(call))
+        return answer.reply(await self._http.post(path, body, answer, call.timeouts))
+
+    async def probe(self) -> Probe:
+        """Ask /api/tags and /api/ps; models that run elsewhere are left out."""
+        return await recognise.ollama(self._ask)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def _ask(self, path: str) -> Answer:
+        answer = await self._http.get(path, PROBE_TIMEOUT)
+        if path == "/api/tags":
+            self._remember(answer)
+        return answer
+
+    async def _must_be_local(self, model: str, seconds: float) -> None:
+        """A remote model can have any name (`ollama cp`), so a name not seen yet is looked up."""
+        here = not recognise.is_cloud_name(model) and self._seen(model)
+        if here is None:
+            tags = await self._http.get("/api/tags", seconds)
+            if tags.status != 200:
+                raise refusal(self._name, tags.status, {}, tags.body)
+            self._remember(tags)
+            here = self._seen(model)
+        if here is False:  # None: it does not have this model, and will say so itself
+            raise Permanent("not_local", f"{self._name}: {model} does not run on this machine")
+
+    def _remember(self, tags: Answer) -> None:
+        here, elsewhere = recognise.ollama_names(tags)
+        self._runs_here = dict.fromkeys(here, True) | dict.fromkeys(elsewhere, False)
+
+    def _seen(self, model: str) -> bool | None:
+        seen = self._runs_here
+        return seen.get(model, seen.get(f"{model}:latest"))
+
+    async def _embed(self, call: Call) -> Reply:
+        body = {"model": call.model, "input": call.inputs, "truncate": False, "options": options(call)}
+        whole = WholeBody(self._name)
+        times = await self._http.post("/api/embed", body, whole, call.timeouts)
+        rows = vectors(whole.value.get("embeddings"), len(call.inputs), self._name)
+        return Reply(call.model, vectors=rows, **_measures(whole.value, times))
+
+
+class _Answer:
+    """Reads the NDJSON of one chat or completion."""
+
+    def __init__(self, name: str, model: str) -> None:
+        self.started = False
+        self.complete = False
+        self._name = name
+        self._model = model
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._last: dict[str, Any] = {}
+        lines = JsonLines(self._take, name)
+        self.feed = lines.feed
+        self._end = lines.end
+
+    def end(self) -> None:
+        """The body is over: without `done: true` it was cut."""
+        self._end()
+        if not self.complete:
+            raise incomplete(self._name)
+
+    def _take(self, part: dict[str, Any]) -> None:
+        if "error" in part:
+            raise midstream(self._name, part["error"])
+        message = part.get("message")
+        if message is None:
+            text, thought = part.get("response"), part.get("thinking")
+        elif isinstance(message, dict):
+            text, thought = message.get("content"), message.get("thinking")
+        else:
+            raise malformed(self._name)
+        if text:
+            self._text.append(text)
+            self.started = True
+        if thought:
+            self._reasoning.append(thought)
+            self.started = True
+        if part.get("done"):
+            self._last = part
+            self.complete = True
+
+    def reply(self, times: Times) -> Reply:
+        """What was answered."""
+        if self._last.get("remote_host"):
+            raise Permanent("not_local", f"{self._name}: {self._model} does not run on this machine")
+        try:
+            text, reasoning = "".join(self._text), "".join(self._reasoning)
+        except TypeError:
+            raise malformed(self._name) from None
+        return Reply(
+            self._model,
+            text,
+            reasoning,
+            finish_reason=str(self._last.get("done_reason") or "stop"),
+            **_measures(self._last, times),
+        )
+
+
+def chat_body(call: Call) -> dict[str, Any]:
+    """The body of POST /api/chat."""
+    return {"messages": [_message(message) for message in call.messages], **_common(call)}
+
+
+def text_body(call: Call) -> dict[str, Any]:
+    """The body of POST /api/generate; the model's own template still frames the prompt."""
+    return {"prompt": call.prompt, **_common(call)}
+
+
+def _common(call: Call) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": call.model,
+        "stream": True,
+        "think": bool(call.think),
+        "truncate": False,
+        "shift": False,
+        "options": options(call),
+    }
+    if call.schema is not None:
+        body["format"] = call.schema
+    elif call.json:
+        body["format"] = "json"
+    return body
+
+
+def options(call: Call) -> dict[str, Any]:
+    """The class's options, overlaid with the caller's parameters under Ollama's names."""
+    merged = dict(call.options)
+    for extra, value in call.extras.items():
+        if value is not None and extra in OPTION_OF_EXTRA:
+            merged[OPTION_OF_EXTRA[extra]] = value
+    if isinstance(merged.get("stop"), str):
+        merged["stop"] = [merged["stop"]]
+    if call.temperature is not None:
+        merged["temperature"] = call.temperature
+    if call.max_tokens is not None:
+        merged["num_predict"] = call.max_tokens
+    return merged
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of OpenAI's shape in Ollama's: one text, and the images apart."""
+    role = "system" if message.get("role") == "developer" else message.get("role", "user")
+    content = message.get("content")
+    if not isinstance(content, list):
+        return {"role": role, "content": content or ""}
+    texts = [part["text"] for part in content if part.get("type") == "text"]
+    images = [_image(part) for part in content if part.get("type") != "text"]
+    translated = {"role": role, "content": "\n".join(texts)}
+    return {**translated, "images": images} if images else translated
+
+
+def _image(part: Mapping[str, Any]) -> str:
+    """The base64 of a data: URL; an address would make the pool fetch what a stranger names."""
+    source = part.get("image_url")
+    url = source.get("url") if isinstance(source, dict) else source
+    if part.get("type") != "image_url" or not isinstance(url, str) or not url.startswith("data:"):
+        raise Permanent("bad_request", "Ollama takes text and images given as data: URLs, nothing else")
+    return url.partition(",")[2]
+
+
+def _measures(last: Mapping[str, Any], times: Times) -> dict[str, Any]:
+    """Token counts, and times in milliseconds."""
+    return {
+        "tokens_in": last.get("prompt_eval_count") or 0,
+        "tokens_out": last.get("eval_count") or 0,
+        "load_ms": (last.get("load_duration") or 0) / 1e6,
+        "first_token_ms": times.first_token_ms,
+        "duration_ms": times.duration_ms,
+    }

@@ -1,0 +1,183 @@
+"""The protocol that llama-swap, llama.cpp, vLLM, LM Studio and LiteLLM share.
+
+/chat/completions and /completions as server-sent events, /embeddings as one object; the base URL is given
+with its /v1.  What a call carries becomes, by name:
+
+    Call            sent as
+    schema, json    response_format json_schema, json_object
+    think           chat_template_kwargs.enable_thinking, unless None (llama.cpp, vLLM; LM Studio ignores it)
+    extras          as they are, but for NOT_OURS
+    options         only those in SHARED_OPTIONS: the rest (num_ctx, num_gpu …) configures Ollama's runner
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workers.backends import Call, Probe, Reply
+from workers.backends.base import Answer, Http, Times
+from workers.backends.recognise import recognise
+from workers.backends.refusals import midstream
+from workers.backends.streams import ServerSentEvents, WholeBody, incomplete, malformed, parse, vectors
+
+#: names of a class's options that OpenAI-compatible servers know as well
+SHARED_OPTIONS = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "seed", "stop"}
+    | {"repeat_penalty", "presence_penalty", "frequency_penalty"}
+)
+#: what a caller may not set: a call is one answer, streamed
+NOT_OURS = frozenset({"stream", "stream_options", "n", "best_of", "echo"})
+#: seconds for each question of a probe
+PROBE_TIMEOUT = 5.0
+
+
+class OpenAI:
+    """A provider of kind `openai` or `gguf`; url is the base with its /v1."""
+
+    def __init__(self, url: str, name: str, api_key: str | None = None) -> None:
+        base = url.rstrip("/")
+        root = base.removesuffix("/v1")
+        self._http = Http(root, name, api_key)
+        self._prefix = base[len(root) :]
+        self._name = name
+
+    async def call(self, call: Call) -> Reply:
+        """Send one request and read its whole reply; raises CallError."""
+        if call.kind == "embed":
+            return await self._embed(call)
+        answer = _Answer(self._name, call.model)
+        path = self._prefix + ("/chat/completions" if call.kind == "chat" else "/completions")
+        return answer.reply(await self._http.post(path, text_body(call), answer, call.timeouts))
+
+    async def probe(self) -> Probe:
+        """Recognise the server and ask it what it has loaded."""
+        return await recognise(self._ask)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def _ask(self, path: str) -> Answer:
+        return await self._http.get(path, PROBE_TIMEOUT)
+
+    async def _embed(self, call: Call) -> Reply:
+        body = {**_extras(call), "model": call.model, "input": call.inputs, "encoding_format": "float"}
+        whole = WholeBody(self._name)
+        times = await self._http.post(f"{self._prefix}/embeddings", body, whole, call.timeouts)
+        usage = whole.value.get("usage") or {}
+        return Reply(
+            call.model,
+            vectors=self._rows(whole.value, len(call.inputs)),
+            tokens_in=usage.get("prompt_tokens", 0),
+            first_token_ms=times.first_token_ms,
+            duration_ms=times.duration_ms,
+        )
+
+    def _rows(self, value: dict[str, Any], wanted: int) -> list[list[float]]:
+        """The vectors in the order of their inputs, which servers need not keep."""
+        if "error" in value:
+            raise midstream(self._name, value["error"])
+        try:
+            rows = [row["embedding"] for row in sorted(value["data"], key=lambda row: row["index"])]
+        except (KeyError, TypeError):
+            raise malformed(self._name) from None
+        return vectors(rows, wanted, self._name)
+
+
+class _Answer:
+    """Reads the events of one chat or completion; complete with [DONE], or with a finish_reason."""
+
+    def __init__(self, name: str, model: str) -> None:
+        self.started = False
+        self.complete = False
+        self._name = name
+        self._model = model
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._finish = "stop"
+        self._usage: dict[str, Any] = {}
+        events = ServerSentEvents(self._take, name)
+        self.feed = events.feed
+        self._end = events.end
+
+    def end(self) -> None:
+        """The body is over: it may have been cut."""
+        self._end()
+        if not self.complete:
+            raise incomplete(self._name)
+
+    def _take(self, data: bytes) -> None:
+        if data.strip() == b"[DONE]":
+            self.complete = True
+            return
+        event = parse(data, self._name)
+        if event.get("error") or event.get("object") == "error":
+            raise midstream(self._name, event.get("error") or event)
+        try:
+            if choices := event.get("choices"):
+                self._choice(choices[0])
+            if usage := event.get("usage"):
+                self._usage = usage
+        except (AttributeError, KeyError, TypeError):
+            raise malformed(self._name) from None
+
+    def _choice(self, choice: dict[str, Any]) -> None:
+        # `message` comes from a server that does not stream, `text` from /completions
+        part = choice.get("delta") or choice.get("message") or {}
+        if text := part.get("content") or choice.get("text"):
+            self._text.append(text)
+            self.started = True
+        if thought := part.get("reasoning_content") or part.get("reasoning"):
+            self._reasoning.append(thought)
+            self.started = True
+        if finish := choice.get("finish_reason"):
+            self._finish = finish
+            self.complete = True
+
+    def reply(self, times: Times) -> Reply:
+        """What was answered."""
+        usage = self._usage
+        try:
+            return Reply(
+                self._model,
+                "".join(self._text),
+                "".join(self._reasoning),
+                finish_reason=self._finish,
+                tokens_in=usage.get("prompt_tokens") or 0,
+                tokens_out=usage.get("completion_tokens") or 0,
+                tokens_thinking=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
+                first_token_ms=times.first_token_ms,
+                duration_ms=times.duration_ms,
+            )
+        except (AttributeError, TypeError):
+            raise malformed(self._name) from None
+
+
+def text_body(call: Call) -> dict[str, Any]:
+    """The body of POST /chat/completions or /completions."""
+    body = {name: value for name, value in call.options.items() if name in SHARED_OPTIONS}
+    body |= _extras(call)
+    body |= {"model": call.model, "stream": True, "stream_options": {"include_usage": True}}
+    if call.kind == "chat":
+        body["messages"] = call.messages
+        if call.think is not None:
+            kwargs = body.get("chat_template_kwargs") or {}
+            body["chat_template_kwargs"] = {**kwargs, "enable_thinking": call.think}
+    else:
+        body["prompt"] = call.prompt
+    if call.temperature is not None:
+        body["temperature"] = call.temperature
+    if call.max_tokens is not None:
+        body["max_tokens"] = call.max_tokens
+    return body | _response_format(call)
+
+
+def _extras(call: Call) -> dict[str, Any]:
+    return {name: value for name, value in call.extras.items() if value is not None and name not in NOT_OURS}
+
+
+def _response_format(call: Call) -> dict[str, Any]:
+    if call.schema is not None:
+        schema = {"name": "answer", "schema": call.schema, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {"response_format": {"type": "json_object"}} if call.json else {}
