@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from tasks.categories import Category
-from tasks.errors import LineFault
+from tasks.errors import LineFault, UsageError
 from tasks.registry import Registry, nearest
 from tasks.validation import compile_schema
 
@@ -231,7 +231,7 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry) -> Any:
             yield "json", "a schema asks for JSON; json cannot be false"
         try:
             compile_schema(line.schema_)
-        except ValueError as error:
+        except UsageError as error:
             yield "schema", str(error)
     if line.model is not None and _class(registry, category, line.model) is None:
         known = sorted(registry.models | set(registry.classes))
