@@ -1,4 +1,4 @@
-"""The Celery app, with the settings that "never lost" needs (each reason: README, "Why these settings").
+"""The Celery app, with the settings that "never lost" needs, each with its reason.
 
 Celery carries references; the ledger is the truth.  So messages are acknowledged early, have no result, and a
 message that is lost, doubled or forged does no harm.

@@ -196,6 +196,8 @@ def parse(text: str, source: str) -> Registry:
         raise ConfigError(
             f"{source}{where}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}"
         ) from None
+    except (ValueError, RecursionError) as error:  # an impossible date, nesting without end
+        raise ConfigError(f"{source}: not YAML: {type(error).__name__}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{source}:1: expected a mapping with providers, classes, categories")
     try:
@@ -216,7 +218,9 @@ class _Fault(Exception):
 
 def _faults(error: ValidationError, model: type[BaseModel], prefix: tuple[str | int, ...]) -> list[_Fault]:
     found = []
-    for e in error.errors(include_input=False, include_url=False):
+    # a misspelt key first: that another is missing follows from it
+    errors = sorted(error.errors(include_input=False, include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    for e in errors:
         reason = e["msg"]
         if e["type"] == "extra_forbidden":
             reason = "unknown key" + nearest(str(e["loc"][-1]), _keys(model, e["loc"][:-1]))
@@ -229,7 +233,7 @@ def _keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     inner: dict[str, type[BaseModel]] = {"providers": Provider, "serve": Serve, "timeouts": TimeoutSettings}
     for part in loc:
         model = inner.get(str(part), model)
-    return [f.alias or name for name, f in model.model_fields.items()]
+    return [str(f.validation_alias or name) for name, f in model.model_fields.items()]
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
@@ -321,10 +325,19 @@ def _section(model: type[_M], data: dict[str, Any], path: tuple[str, ...]) -> _M
 def config_schema() -> dict[str, Any]:
     """offload.yaml as a JSON Schema, for editors."""
     schema = ConfigFile.model_json_schema()
-    for section, model in (("classes", ModelClass), ("categories", Category)):
+    sections: tuple[tuple[str, type[BaseModel], Mapping[str, BaseModel]], ...] = (
+        ("classes", ModelClass, DEFAULT_CLASSES),
+        ("categories", Category, DEFAULT_CATEGORIES),
+    )
+    for section, model, defaults in sections:
         inner = model.model_json_schema(ref_template="#/$defs/{model}")
         schema.setdefault("$defs", {}).update(inner.pop("$defs", {}))
-        inner["required"] = [r for r in inner.get("required", ()) if r != "name"]
-        schema["properties"][section]["additionalProperties"] = inner
+        needed = [r for r in inner.pop("required", ()) if r != "name"]
+        schema["$defs"][model.__name__] = inner
+        one = {"$ref": f"#/$defs/{model.__name__}"}
+        schema["properties"][section] |= {
+            "properties": {name: one for name in defaults},  # these override, so nothing is needed
+            "additionalProperties": one | {"required": needed},
+        }
         schema["properties"][section].pop("patternProperties", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "offload.yaml", **schema}

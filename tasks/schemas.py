@@ -23,6 +23,8 @@ from tasks.validation import compile_schema
 MAX_LINE_BYTES = 16 * 1024 * 1024
 #: characters of system text and prompt that must be equal for two prompts to share a prefix worth keeping
 PREFIX_CHARS = 400
+#: levels of nesting in a line; orjson reads more than the 254 it writes, and a request wraps some around these
+MAX_DEPTH = 200
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 LineId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -128,7 +130,8 @@ def parse_line(raw: bytes, number: int, registry: Registry, category: str | None
     try:
         line, extras = _read(data, registry, category)
     except ValidationError as error:
-        return [_fault(number, e) for e in error.errors(include_input=False, include_url=False)]
+        root = OpenAILine if error.title == OpenAILine.__name__ else JobLine
+        return [_fault(number, e, root) for e in error.errors(include_input=False, include_url=False)]
     faults = list(_faults(line, extras, registry))
     if faults:
         return [LineFault(number, field, reason) for field, reason in faults]
@@ -145,6 +148,8 @@ def _parse_json(raw: bytes, number: int) -> dict[str, Any] | list[LineFault]:
         return [LineFault(number, "", reason)]
     if not isinstance(data, dict):
         return [LineFault(number, "", "is not a JSON object")]
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(MAX_DEPTH, data):
+        return [LineFault(number, "", f"nests deeper than {MAX_DEPTH} levels")]
     if b"\\u0000" in raw and _has_nul(data):
         return [LineFault(number, "", "contains a NUL character (\\u0000)")]
     return data
@@ -156,6 +161,13 @@ def _is_utf8(raw: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(levels - 1, part) for part in parts)
 
 
 def _has_nul(value: Any) -> bool:
@@ -200,15 +212,22 @@ def _from_openai(line: OpenAILine, registry: Registry, category: str | None) -> 
     return JobLine.model_validate(fields), more
 
 
-def _fault(number: int, error: Any) -> LineFault:
+def _fault(number: int, error: Any, root: type[BaseModel]) -> LineFault:
     """A pydantic error as a line fault; unknown keys name the nearest known one."""
     parts = [str(p) for p in error["loc"] if p not in ("str", "list[str]")]
     parts = [p for p in parts if not p.startswith(("constrained-", "list["))]
     reason = error["msg"]
     if error["type"] == "extra_forbidden":
-        model = OpenAIBody if parts[0] == "body" else OpenAILine if parts[0] in OpenAILine.model_fields else JobLine
-        reason = "unknown field" + nearest(parts[-1], [f.alias or n for n, f in model.model_fields.items()])
+        reason = "unknown field" + nearest(parts[-1], _fields(root, parts[:-1]))
     return LineFault(number, ".".join(parts), reason)
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The fields known where a path leads."""
+    inner: dict[str, type[BaseModel]] = {"body": OpenAIBody, "messages": Message, "response_format": _OpenAIFormat}
+    for part in path:
+        model = inner.get(part, model)
+    return [f.alias or name for name, f in model.model_fields.items()]
 
 
 def _faults(line: JobLine, extras: dict[str, Any], registry: Registry) -> Any:
@@ -224,6 +243,8 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry) -> Any:
         yield "messages", "an embedding takes input"
     elif category.kind != "embed" and given == ["input"]:
         yield "input", f"category {category.name} takes prompt or messages"
+    elif extras.get("kind") == "complete" and given == ["messages"]:
+        yield "messages", "/v1/completions takes prompt"
     if category.kind == "embed" and (line.json_ or line.schema_ is not None):
         yield "json", "an embedding has no JSON form to ask for"
     if line.schema_ is not None:

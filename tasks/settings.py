@@ -82,9 +82,10 @@ class Settings(BaseSettings):
         if self.redis_url:
             return self.redis_url
         try:
-            url = json.loads(self.pool_file.read_bytes()).get("redis_url")
+            said = json.loads(self.pool_file.read_bytes())
         except (OSError, ValueError):
             return None
+        url = said.get("redis_url") if isinstance(said, dict) else None
         return url if isinstance(url, str) else None
 
 

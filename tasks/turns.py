@@ -13,7 +13,7 @@ from dataclasses import dataclass
 #: a worker's window, as a multiple of its calls in flight: the next jobs are at hand when one ends
 WINDOW = 2
 #: slices a worker's calls are made of; smaller slices spread better, larger ones cost less
-SLICES_PER_CAPACITY = 4
+SLICES_PER_CAPACITY = 2
 #: jobs; a slice is claimed in one transaction
 MAX_SLICE = 100
 #: jobs sent ahead to a class that no live worker serves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -89,6 +90,8 @@ class WorkerProcess:
         """Serve until told to stop, then drain."""
         claims.register(self._db, self._me, self._classes, self._provider.in_flight)
         register_task(self._app, self._db, self._loop, self._me, self._settings.times)
+        gc.collect()
+        gc.freeze()  # the libraries' objects live as long as the process: looking through them cost a tenth of the time
         self._loop.start()
         self._recorder.start()
         self._heartbeat.start()

@@ -16,7 +16,9 @@ Each command is imported when it is called, so that `offload --help` is quick.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -53,6 +55,13 @@ class Lazy(click.Group):
         command: click.Command = getattr(importlib.import_module(f"api.commands.{module}"), attribute)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `offload results … | head` is no fault, and Python's last flush must not find one
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, says) for name, (_, _, says) in COMMANDS.items()])
@@ -73,22 +82,25 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one message and its exit code."""
+    """The `offload` executable."""
+    sys.exit(run_cli(sys.argv[1:]))
+
+
+def run_cli(arguments: Sequence[str]) -> int:
+    """Run one command line; every error of ours is one message and its exit code."""
+    code: Any
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(list(arguments), prog_name="offload", standalone_mode=False)
+    except SystemExit as stop:
+        code = stop.code
     except click.exceptions.Abort:
         code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except BrokenPipeError:  # `offload results … | head` is no fault
-        sys.stderr.close()
-        code = 0
     except Exception as error:
         code = _report(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _report(error: Exception) -> int:
@@ -104,8 +116,6 @@ def _report(error: Exception) -> int:
 
 
 def _debugging() -> bool:
-    import os
-
     return os.environ.get("OFFLOAD_LOG_LEVEL", "").lower() == "debug"
 
 

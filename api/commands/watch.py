@@ -14,7 +14,7 @@ from api.commands.submit import exit_code, follow
 from api.use_cases.pool import Pool
 from api.use_cases.watching import counts, live_workers, why_waiting
 from tasks.ledger import reading
-from tasks.states import ANSWERED, TERMINAL, BatchState
+from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 
 
 @click.command()
@@ -96,14 +96,15 @@ def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
 
 def category_table(categories: list[reading.CategorySummary]) -> str:
     """What became of each category."""
-    head = ("category", "done", "not done", "open", "tokens in", "tokens out", "median ms", "p95 ms")
+    head = ("category", "done", "failed", "other", "open", "tokens in", "tokens out", "median ms", "p95 ms")
     return table(
         head,
         [
             (
                 c.category,
                 sum(n for s, n in c.states.items() if s in ANSWERED),
-                sum(n for s, n in c.states.items() if s in TERMINAL - ANSWERED),
+                c.states.get(JobState.FAILED, 0),
+                sum(n for s, n in c.states.items() if s in TERMINAL - ANSWERED - {JobState.FAILED}),
                 sum(n for s, n in c.states.items() if s not in TERMINAL),
                 c.tokens_in,
                 c.tokens_out,

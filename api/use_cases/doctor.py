@@ -20,6 +20,12 @@ from workers.backends import Health, Probe, for_provider
 
 #: sweeps beat may be late before it counts as gone
 LATE_SWEEPS = 4
+#: words of SQLite's errors, and what mends them
+LEDGER_FIXES = (
+    ("readonly", "make the file and its folder writable"),
+    ("full", "free the disk"),
+    ("locked", "find out who holds it: fuser -v on the file"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ def _ledger(pool: Pool) -> Iterator[Finding]:
         )
     except Exception as error:
         cause = getattr(error, "orig", None) or type(error).__name__
-        yield Finding("ledger", False, f"{pool.settings.ledger_url()}: {cause}", "free the disk, or restore the file")
+        fix = next((f for words, f in LEDGER_FIXES if words in str(cause)), "restore the file from a copy")
+        yield Finding("ledger", False, f"{pool.settings.ledger_url()}: {cause}", fix)
 
 
 async def _probe_all(providers: Iterable[Provider]) -> dict[str, Probe]:
@@ -192,6 +199,17 @@ def _workers(pool: Pool, registry: Registry) -> Iterator[Finding]:
             detail = f"{worker.name}: {worker.in_flight} of {worker.capacity} in flight, {worker.health}"
             ok = worker.health in (Health.HEALTHY, Health.BUSY, Health.WARMING)
             yield Finding(f"worker {name}", ok, detail, "" if ok else f"see provider {name}: {worker.detail}")
+    yield from _left_out(registry, live)
+
+
+def _left_out(registry: Registry, live: list[Any]) -> Iterator[Finding]:
+    """Classes that every live worker was told not to serve (`worker --serves`)."""
+    here = {w.provider for w in live}
+    for model_class in registry.classes.values():
+        providers = sorted({s.provider for s in model_class.serve} & here)
+        if providers and not any(model_class.name in w.classes for w in live):
+            fix = f"offload worker --provider {providers[0]} --serves {model_class.name}"
+            yield Finding(f"class {model_class.name}", False, "no live worker serves it; its jobs wait", fix)
 
 
 def _beat(pool: Pool) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError, StatementError
 
 from tasks.ledger.claims import _still_held
 from tasks.ledger.database import Database
@@ -19,6 +19,8 @@ from tasks.tables import CallRow, Job, Output
 
 #: tries of a group before it is written row by row
 GROUP_TRIES = 4
+#: how a row is refused for what it holds: by the database, or by its driver (a lone surrogate, an integer over 64 bits)
+UNWRITABLE = (StatementError, UnicodeError, OverflowError)
 
 jobs = Job.__table__  # type: ignore[attr-defined]
 outputs = Output.__table__  # type: ignore[attr-defined]
@@ -85,7 +87,7 @@ def record(db: Database, outcomes: Sequence[Outcome]) -> int:
             return _record(db, outcomes)
         except OperationalError:
             time.sleep(0.05 * 2**attempt)
-        except DBAPIError:
+        except UNWRITABLE:
             break
     return sum(_record_alone(db, outcome) for outcome in outcomes)
 
@@ -95,11 +97,18 @@ def _record_alone(db: Database, outcome: Outcome) -> int:
         return _record(db, [outcome])
     except OperationalError:
         raise
-    except DBAPIError as error:
-        outcome.output, outcome.state = None, JobState.FAILED
-        outcome.error_code = "unrecordable"
-        outcome.error_message = f"the ledger refused the result ({type(error.orig).__name__})"
-        return _record(db, [outcome])
+    except UNWRITABLE as error:  # whichever of its fields it was: what is written instead has none of them
+        reason = type(getattr(error, "orig", None) or error).__name__
+        bare = Outcome(
+            outcome.job_id,
+            outcome.fence,
+            outcome.batch_id,
+            JobState.FAILED,
+            error_code="unrecordable",
+            error_message=f"the ledger refused the result ({reason})",
+            attempts=outcome.attempts,
+        )
+        return _record(db, [bare])
 
 
 def _record(db: Database, outcomes: Sequence[Outcome]) -> int:

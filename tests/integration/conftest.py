@@ -1,4 +1,4 @@
-"""A simulator and a pool on it for each test."""
+"""A simulator and a pool on it: for each test, or whole and shared by the tests of a module."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from api.use_cases.submitting import Request, submit
 from tasks.ledger import reading
 from tasks.ledger.database import Database
 from tasks.settings import Settings
+from tests.support.cli import Ran, jsonl, offload
 from tests.support.waiting import eventually
 
 #: recovery runs this many times faster than in production, all times alike
@@ -64,11 +66,14 @@ class TestPool:
 
     __test__ = False
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], hurry: float = HURRY) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], hurry: float = HURRY, redis: Redis | None = None
+    ) -> None:
         self.home = folder / "home"
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "offload.yaml").write_text(yaml.safe_dump(dict(config)))
-        self.redis = Redis(folder / "redis")
+        self._own_redis = redis is None
+        self.redis = redis or Redis(folder / "redis")
         self.environment = clean_environment() | {
             "OFFLOAD_HOME": str(self.home),
             "OFFLOAD_REDIS_URL": self.redis.url,
@@ -95,9 +100,12 @@ class TestPool:
         self._processes.append(process)
         return process
 
-    def worker(self, provider: str = "sim", node: str = "here", **environment: str) -> subprocess.Popen[bytes]:
+    def worker(
+        self, provider: str = "sim", node: str = "here", serves: str | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it takes work."""
-        process = self.start("worker", "--provider", provider, "--node", node, **environment)
+        only = ("--serves", serves) if serves else ()
+        process = self.start("worker", "--provider", provider, "--node", node, *only, **environment)
         name = f"{node}/{provider}"
         eventually(lambda: self._consumes(name, process.pid), f"{name} takes work", 60)
         return process
@@ -108,15 +116,26 @@ class TestPool:
     def beat(self) -> subprocess.Popen[bytes]:
         """Start beat and wait for its first sweep."""
         process = self.start("beat")
-        eventually(lambda: (reading.last_tick(self.db, "sweep") or 1e9) < 5, "beat sweeps", 60)
+        self._sweeps()
         return process
+
+    def _sweeps(self) -> None:
+        eventually(lambda: (reading.last_tick(self.db, "sweep") or 1e9) < 5, "beat sweeps", 60)
+
+    def up(self, **worker: str) -> subprocess.Popen[bytes]:
+        """Start beat and a worker side by side and wait for both; the worker."""
+        self.start("beat")
+        process = self.worker(**worker)
+        self._sweeps()
+        return process
+
+    def cli(self, *arguments: str, stdin: bytes = b"") -> Ran:
+        """Run a command in this process."""
+        return offload(self.environment, *arguments, stdin=stdin)
 
     def submit(self, jobs: Iterable[Mapping[str, Any]], **request: Any) -> str:
         """Submit jobs as a file would be; returns the batch's id once they are dispatched."""
-        import io
-
-        lines = b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
-        done = submit(self.pool, io.BytesIO(lines), Request(**request))
+        done = submit(self.pool, io.BytesIO(jsonl(jobs)), Request(**request))
         self.pool.dispatch()
         return done.batch_id
 
@@ -140,7 +159,8 @@ class TestPool:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
             process.wait()
-        self.redis.close()
+        if self._own_redis:
+            self.redis.close()
         self.db.close()
         self.log.close()
 
@@ -162,9 +182,11 @@ def simulated(url: str, in_flight: int = 8, **provider: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running(folder: Path, config: Mapping[str, Any]) -> Iterator[TestPool]:
-    """A pool for the length of a `with` block."""
-    pool = TestPool(folder, config)
+def running(
+    folder: Path, config: Mapping[str, Any], *, hurry: float = HURRY, redis: Redis | None = None
+) -> Iterator[TestPool]:
+    """A pool for the length of a `with` block; no role runs yet. redis: one that outlives it."""
+    pool = TestPool(folder, config, hurry, redis)
     try:
         yield pool
     finally:

@@ -106,7 +106,11 @@ class Http:
         url = self._urls.get(path) or self._urls.setdefault(path, self._url(path))
         # the pool is unlimited, so its timeout is the one for the whole way to a connection, DNS and TLS too
         extensions = {"timeout": {"pool": limits.connect}}
-        return httpx.Request(method, url, headers=self._headers, content=content, extensions=extensions)
+        # given as a stream, httpx works out no headers: aiohttp adds host and length, once and faster
+        stream = httpx.ByteStream(content)
+        request = httpx.Request(method, url, headers=self._headers, stream=stream, extensions=extensions)
+        request.read()
+        return request
 
     def _url(self, path: str) -> httpx.URL:
         with suppress(httpx.InvalidURL):

@@ -1,0 +1,36 @@
+"""Which processes belong to a pool, found from outside: by the OFFLOAD_HOME in their environment."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+
+def of_home(home: Path) -> list[psutil.Process]:
+    """Every living process of the pool in this folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("OFFLOAD_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def playing(home: Path, *words: str) -> list[psutil.Process]:
+    """The processes of a pool whose command line has all of these words; the leashes that hold them are left out."""
+    found = []
+    for process in of_home(home):
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if all(any(word in part for part in line) for word in words) and not any("leash.py" in p for p in line):
+                found.append(process)
+    return found
+
+
+def end_all(home: Path) -> None:
+    """kill -9 of whatever a failed test left."""
+    for process in of_home(home):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
