@@ -18,7 +18,7 @@ from tasks.queues import BrokerDown, class_queue
 from tasks.settings import Times
 
 #: messages in a class's list beyond which it cannot be ours: nothing fills a window this large
-LONGEST_LIST = 20_000
+LONGEST_LIST = 1_000
 #: slices looked for in one sweep
 SLICES_A_SWEEP = 1_000
 #: silent workers are forgotten after this many times the time after which they are no longer live
@@ -54,7 +54,7 @@ def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_th
         there = held | _listed(broker, class_queue(model_class))
         lost += [row for row in late if row.model_class == model_class and row.id not in there]
     for row in lost:
-        sender.send_slice(row.id, row.model_class, row.jobs)
+        sender.send_slice(row.id, row.batch_id, row.model_class, row.jobs)
     sweeping.touch_slices(db, [row.id for row in lost])
     return len(lost)
 

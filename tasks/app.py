@@ -63,9 +63,9 @@ class Publisher:
         self._producer: Producer | None = None
         self._rest_until = 0.0
 
-    def send_slice(self, slice_id: str, model_class: str, jobs: int) -> None:
+    def send_slice(self, slice_id: str, batch_id: str, model_class: str, jobs: int) -> None:
         """Put a slice's message on its class's queue; raises BrokerDown."""
-        shown = f"{{'slice': {slice_id!r}, 'class': {model_class!r}, 'jobs': {jobs}}}"
+        shown = f"{{'slice': {slice_id!r}, 'batch': {batch_id!r}, 'class': {model_class!r}, 'jobs': {jobs}}}"
         self.send(RUN_SLICE, {"slice": slice_id}, class_queue(model_class), task_id=slice_id, kwargsrepr=shown)
 
     def send(self, task: str, kwargs: dict[str, Any], queue: str, **options: Any) -> None:

@@ -22,7 +22,7 @@ from tasks.ledger.database import Database
 from tasks.queues import BrokerDown
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
-from tasks.tables import Batch, Job, Slice, Worker
+from tasks.tables import IS_OUT, Batch, Job, Slice, Worker
 from tasks.turns import IDLE_WINDOW, Server, Waiting, next_turn, slice_size, suspect_slice, window
 
 #: batches of one class that take turns in one look; more of them wait for the next look
@@ -37,7 +37,7 @@ workers = Worker.__table__  # type: ignore[attr-defined]
 class SliceSender(Protocol):
     """What sends a slice's message; tasks.app.Publisher is the one."""
 
-    def send_slice(self, slice_id: str, model_class: str, jobs: int) -> None:
+    def send_slice(self, slice_id: str, batch_id: str, model_class: str, jobs: int) -> None:
         """Raises BrokerDown."""
 
 
@@ -46,6 +46,7 @@ class Sent:
     """A slice chosen and to be sent."""
 
     id: str
+    batch_id: str
     model_class: str
     jobs: int
 
@@ -58,7 +59,7 @@ def fill(db: Database, sender: SliceSender, classes: Iterable[str], times: Times
     chosen = _choose(db, sorted(set(classes)), times)
     for i, one in enumerate(chosen):
         try:
-            sender.send_slice(one.id, one.model_class, one.jobs)
+            sender.send_slice(one.id, one.batch_id, one.model_class, one.jobs)
         except BrokerDown:
             for unsent in chosen[i:]:
                 put_back(db, unsent.id)
@@ -67,15 +68,17 @@ def fill(db: Database, sender: SliceSender, classes: Iterable[str], times: Times
 
 
 def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
-    if not _anything_waits(db):
-        return []
+    with db.read() as c:  # most looks end here, without the write lock
+        now = db.now(c)
+        if not _queues(c, _named(classes, _servers(c, now - times.worker_gone)), now):
+            return []
     with db.write() as c:
         now = db.now(c)
         servers = _servers(c, now - times.worker_gone)
-        named = sorted({*classes, *(name for s in servers for name in s.classes)})
-        queues = {name: found for name in named if (found := _waiting_batches(c, name, now))}
+        queues = _queues(c, _named(classes, servers), now)
+        unclaimed = _unclaimed(c, now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
-        turns = {s.name: next_turn(s, waiting, now, times.turn) for s in servers}
+        turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in servers}
         _keep_turns(c, servers, turns, now)
         out = _out(c)
         sent: list[Sent] = []
@@ -84,12 +87,14 @@ def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
     return sent
 
 
-def _anything_waits(db: Database) -> bool:
-    """A look without the write lock: most looks end here on an idle pool."""
-    with db.read() as c:
-        open_ = select(batches.c.id).where(batches.c.state == BatchState.OPEN, batches.c.open > 0)
-        queued = exists().where(jobs.c.batch_id.in_(open_), jobs.c.state == JobState.QUEUED)
-        return bool(c.execute(select(queued)).scalar())
+def _named(classes: Iterable[str], servers: Sequence[Server]) -> set[str]:
+    """The classes of the configuration, and those that only a worker's knows."""
+    return {*classes, *(name for s in servers for name in s.classes)}
+
+
+def _queues(c: Connection, classes: Iterable[str], now: float) -> dict[str, Sequence[Row[Any]]]:
+    """The classes in which something is due, and their batches."""
+    return {name: found for name in sorted(classes) if (found := _waiting_batches(c, name, now))}
 
 
 def _servers(c: Connection, seen_since: float) -> list[Server]:
@@ -114,6 +119,11 @@ def _waiting_batches(c: Connection, model_class: str, now: float) -> Sequence[Ro
     return c.execute(query).all()
 
 
+def _unclaimed(c: Connection, sent_since: float) -> set[str]:
+    """The classes with slices that were sent just now and not yet claimed."""
+    return set(c.execute(select(slices.c.model_class).where(slices.c.sent_at > sent_since)).scalars())
+
+
 def _summary(found: Sequence[Row[Any]]) -> Waiting:
     return Waiting(priority=max(r.priority for r in found), since=min(r.opened_at for r in found))
 
@@ -127,11 +137,7 @@ def _keep_turns(c: Connection, servers: Sequence[Server], turns: Mapping[str, st
 
 def _out(c: Connection) -> dict[str, int]:
     """Jobs dispatched or running, by class."""
-    query = (
-        select(jobs.c.model_class, func.count())
-        .where(jobs.c.state.in_((JobState.DISPATCHED, JobState.RUNNING)))
-        .group_by(jobs.c.model_class)
-    )
+    query = select(jobs.c.model_class, func.count()).where(IS_OUT).group_by(jobs.c.model_class)
     return dict(c.execute(query).all())
 
 
@@ -204,11 +210,17 @@ def _cut(c: Connection, name: str, batch: Row[Any], size: int, now: float) -> Se
     )
     c.execute(
         insert(slices).values(
-            id=slice_id, model_class=name, priority=batch.priority, jobs=len(ids), suspects=suspects, sent_at=now
+            id=slice_id,
+            batch_id=batch.id,
+            model_class=name,
+            priority=batch.priority,
+            jobs=len(ids),
+            suspects=suspects,
+            sent_at=now,
         )
     )
     c.execute(update(batches).where(batches.c.id == batch.id).values(served_at=now))
-    return Sent(slice_id, name, len(ids))
+    return Sent(slice_id, batch.id, name, len(ids))
 
 
 def _queued(name: str, batch_id: str, now: float) -> Select[int, int]:
@@ -227,9 +239,7 @@ def _due(c: Connection, name: str, batch_id: str, size: int, now: float) -> list
 
 def _suspects(c: Connection, name: str, batch_id: str, size: int, now: float) -> list[int]:
     """Suspects of a crash, one slice of a class at a time, in halves and then alone."""
-    out = exists().where(
-        jobs.c.state.in_((JobState.DISPATCHED, JobState.RUNNING)), jobs.c.model_class == name, jobs.c.crashes > 0
-    )
+    out = exists().where(IS_OUT, jobs.c.model_class == name, jobs.c.crashes > 0)
     if c.execute(select(out)).scalar():
         return []
     rows = c.execute(_queued(name, batch_id, now).order_by(jobs.c.crashes, jobs.c.id).limit(size)).all()

@@ -15,6 +15,9 @@ from typing import Any
 from sqlalchemy import JSON, Column, Index, LargeBinary, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
+#: the condition of ix_jobs_out; a query uses that index only when it says just this
+IS_OUT = text("jobs.state IN ('dispatched', 'running')")
+
 
 class Batch(SQLModel, table=True):
     """Jobs submitted together. The counters are kept by the statements that end jobs."""
@@ -57,7 +60,7 @@ class Job(SQLModel, table=True):
             "state",
             "model_class",
             "lease_until",
-            sqlite_where=text("state IN ('dispatched', 'running')"),
+            sqlite_where=IS_OUT,
         ),
     )
 
@@ -79,6 +82,7 @@ class Job(SQLModel, table=True):
     worker: str | None = None
     run_id: str | None = None  #: the worker process that holds the lease
     started_at: float | None = None  #: handed to the loop: its call may have been sent
+    in_company: bool = False  #: its process lost another started job's lease while this one ran: no crash of one alone
     attempts: int = 0
     crashes: int = 0
     crashes_alone: int = 0
@@ -145,6 +149,7 @@ class Slice(SQLModel, table=True):
     __tablename__ = "slices"
 
     id: str = Field(primary_key=True)
+    batch_id: str
     model_class: str
     priority: int
     jobs: int

@@ -7,7 +7,7 @@ and another class's oldest job are older than `turn_s`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 #: a worker's window, as a multiple of its calls in flight: the next jobs are at hand when one ends
@@ -39,13 +39,21 @@ class Waiting:
     since: float
 
 
-def next_turn(server: Server, waiting: Mapping[str, Waiting], now: float, turn_s: float) -> str | None:
-    """The class a worker is sent now; None when nothing it serves waits."""
+def next_turn(
+    server: Server, waiting: Mapping[str, Waiting], unclaimed: Collection[str], now: float, turn_s: float
+) -> str | None:
+    """The class a worker is sent now; None when nothing it serves waits.
+
+    `unclaimed` are the classes with slices just sent: one that is empty but for those keeps its turn, because a
+    worker may take another class's slice before them.
+    """
     mine = {name: waiting[name] for name in server.classes if name in waiting}
     if not mine:
         return None
     best = min(mine, key=lambda name: (-mine[name].priority, mine[name].since, name))
     current = mine.get(server.turn_class or "")
+    if current is None and server.turn_class in unclaimed and server.turn_class in server.classes:
+        current = Waiting(priority=mine[best].priority, since=now)
     if current is None or server.turn_class is None:
         return best
     others = {name: w for name, w in mine.items() if name != server.turn_class}

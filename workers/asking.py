@@ -94,7 +94,11 @@ def _messages(body: dict[str, Any], category: Category, json: bool) -> list[dict
     if own := body.get("system"):
         system = f"{system}\n{own}".lstrip()
     conversation = body.get("messages") or [{"role": "user", "content": body["prompt"]}]
-    if system and conversation[0]["role"] in ("system", "developer") and isinstance(conversation[0]["content"], str):
+    if (
+        system
+        and conversation[0]["role"] in ("system", "developer")
+        and isinstance(conversation[0].get("content"), str)
+    ):
         first, *rest = conversation
         return [{"role": "system", "content": f"{system}\n{first['content']}"}, *rest]
     return [{"role": "system", "content": system}, *conversation] if system else list(conversation)

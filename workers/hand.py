@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,15 @@ class Hand:
         """id -> fence of what is to be renewed."""
         return {held.job.id: held.job.fence for held in self.all()}
 
-    def renewed(self, ids: set[int], asked_at: float, lease_s: float) -> list[Held]:
-        """Leases were renewed; returns those that are no longer ours."""
+    def renewed(self, asked: Mapping[int, int], ids: set[int], asked_at: float, lease_s: float) -> list[Held]:
+        """The leases of `ids`, out of the pairs asked for, were renewed; returns those that are no longer ours."""
         lost = []
         for held in self.all():
+            if asked.get(held.job.id) != held.job.fence:
+                continue  # claimed while the others were being renewed
             if held.job.id in ids:
                 held.lease_until = max(held.lease_until, asked_at + lease_s)
-            elif held.lease_until < asked_at + lease_s and not held.ended:
+            elif not held.ended:
                 lost.append(held)
         return lost
 

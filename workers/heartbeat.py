@@ -77,8 +77,9 @@ class Heartbeat(threading.Thread):
             log.error("the loop does not tick; its leases are not renewed")
             return
         asked_at = time.monotonic()
-        still = claims.renew(self._db, self._loop.hand.pairs(), self._times.lease)
-        lost = self._loop.hand.renewed(still, asked_at, self._times.lease)
+        pairs = self._loop.hand.pairs()
+        still = claims.renew(self._db, pairs, self._times.lease)
+        lost = self._loop.hand.renewed(pairs, still, asked_at, self._times.lease)
         self._loop.drop(lost)
 
     def _drop_cancelled(self) -> None:

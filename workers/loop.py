@@ -10,7 +10,8 @@ import functools
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import structlog
@@ -59,6 +60,7 @@ class Loop(threading.Thread):
         self._probing: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._room = threading.Condition()
+        self._in_line: list[object] = []  # slices that wait to be handed over
         self._stopping = False
 
     # --- from any thread ---------------------------------------------------------------------------------
@@ -79,15 +81,29 @@ class Loop(threading.Thread):
         return not self._stopping and self.gate.takes(time.monotonic())
 
     def has_room(self) -> bool:
-        """Whether another slice may be handed over: what waits is less than half of what may run."""
-        return len(self._waiting) < max(1, self.gate.capacity // 2)
+        """Whether another slice may be handed over at once: nobody is before it, and little waits."""
+        return not self._in_line and self._little_waits()
 
-    def wait_for_room(self) -> bool:
-        """Block until there is room; False when the worker stops taking instead."""
+    @contextmanager
+    def room(self) -> Iterator[bool]:
+        """Block until there is room, first come first served; False when the worker stops taking instead.
+
+        The next in line goes on when the block is left, so that slices start in the order they were claimed.
+        """
+        place = object()
         with self._room:
-            while self.takes and not self.has_room():
+            self._in_line.append(place)
+            while self.takes and not (self._in_line[0] is place and self._little_waits()):
                 self._room.wait(timeout=1.0)
-        return self.takes
+        try:
+            yield self.takes
+        finally:
+            with self._room:
+                self._in_line.remove(place)
+                self._room.notify_all()
+
+    def _little_waits(self) -> bool:
+        return len(self._waiting) < max(1, self.gate.capacity // 2)
 
     def hand_over(self, held: list[Held]) -> None:
         """Run these jobs."""
@@ -156,7 +172,7 @@ class Loop(threading.Thread):
         self._tell_room()
 
     def _tell_room(self) -> None:
-        if self.has_room() or not self.takes:
+        if self._in_line and (self._little_waits() or not self.takes):
             with self._room:
                 self._room.notify_all()
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from tasks.ledger.record import Outcome
 from tasks.queues import BrokerDown, class_queue
 from tasks.registry import Provider, Registry
 from tasks.settings import Settings
+from tasks.states import JobState
 from workers.backends import for_provider
 from workers.heartbeat import Heartbeat
 from workers.loop import Loop
@@ -126,6 +128,9 @@ class WorkerProcess:
     def _recorded(self, group: list[Outcome]) -> None:
         self._loop.hand.forget((o.job_id, o.fence) for o in group)
         self._refill.ask()
+        later = [o.delay for o in group if o.state is JobState.QUEUED and o.delay]
+        if later:
+            self._refill.ask_again_in(min(later))
 
     def _drain(self) -> None:
         log.info("draining", worker=self._me.name, in_flight=self._loop.in_flight)
@@ -147,10 +152,16 @@ class Refill(threading.Thread):
         self._classes = list(registry.classes)
         self._times = settings.times
         self._asked = threading.Event()
+        self._again_at = float("inf")  #: monotonic; when a job that waits for its next attempt is due
         self._stopping = False
 
     def ask(self) -> None:
         """There may be room."""
+        self._asked.set()
+
+    def ask_again_in(self, seconds: float) -> None:
+        """A job will be due."""
+        self._again_at = min(self._again_at, time.monotonic() + seconds)
         self._asked.set()
 
     def stop(self) -> None:
@@ -162,8 +173,10 @@ class Refill(threading.Thread):
 
     def run(self) -> None:
         while not self._stopping:
-            self._asked.wait()
+            self._asked.wait(timeout=max(0.0, min(self._again_at - time.monotonic(), 3600.0)))
             self._asked.clear()
+            if time.monotonic() >= self._again_at:
+                self._again_at = float("inf")
             try:
                 if not self._stopping:
                     fill(self._db, self._publisher, self._classes, self._times)

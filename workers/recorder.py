@@ -1,4 +1,4 @@
-"""Outcomes become commits, in groups: every 100 ms or 200 rows, and at once when nothing else is in flight."""
+"""Outcomes become commits, in groups: every 100 ms, 200 rows or a megabyte; at once when nothing else is in flight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
 
-#: seconds and rows one group collects
-GROUP_S, GROUP_ROWS = 0.1, 200
+#: seconds, rows and bytes of output that one group collects; the bytes bound a worker's memory
+GROUP_S, GROUP_ROWS, GROUP_BYTES = 0.1, 200, 1_000_000
 #: seconds between tries while the ledger cannot be written
 LEDGER_RETRY_S = 1.0
 
@@ -56,7 +56,8 @@ class Recorder(threading.Thread):
         if first is None:
             return [], False
         group, until = [first], time.monotonic() + GROUP_S
-        while len(group) < GROUP_ROWS:
+        size = len(first.output or b"")
+        while len(group) < GROUP_ROWS and size < GROUP_BYTES:
             wait = 0.0 if self._idle() else until - time.monotonic()
             try:
                 outcome = self._outcomes.get(timeout=wait) if wait > 0 else self._outcomes.get_nowait()
@@ -65,6 +66,7 @@ class Recorder(threading.Thread):
             if outcome is None:
                 return group, False
             group.append(outcome)
+            size += len(outcome.output or b"")
         return group, True
 
     def _write(self, group: list[Outcome]) -> None:

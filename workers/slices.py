@@ -5,7 +5,6 @@ A slot of the pool is never held for a slice's slowest job: that would cost more
 
 from __future__ import annotations
 
-import threading
 import time
 
 import structlog
@@ -24,7 +23,6 @@ log = structlog.get_logger(__name__)
 
 def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Times) -> None:
     """Give the app its one task that runs jobs."""
-    handing = threading.Lock()  # slices start in the order they were claimed
 
     @app.task(name=RUN_SLICE, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_slice(slice: str) -> None:
@@ -42,8 +40,10 @@ def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Ti
         held = loop.hand.take(claims.claim(db, slice_id, me, times.lease, started=at_once), claimed_at, times.lease)
         if not held:
             return
-        if not at_once:
-            with handing:
-                if loop.wait_for_room():
-                    claims.mark_started(db, [h.job for h in held])
-        loop.hand_over(held)
+        if at_once:
+            loop.hand_over(held)
+            return
+        with loop.room() as takes:
+            if takes:
+                claims.mark_started(db, [h.job for h in held])
+            loop.hand_over(held)

@@ -11,10 +11,12 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.use_cases.pool import Pool
 from tasks.errors import InputError, LineFault, PoolError
@@ -111,7 +113,8 @@ def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, body_ha
             raise PoolError("the file changed while it was read; nothing was submitted")
         loading.open_batch(pool.db, batch_id)
     except BaseException:  # Ctrl-C too: half a batch never stays
-        loading.drop_loading(pool.db, batch_id)
+        with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
+            loading.drop_loading(pool.db, batch_id)
         raise
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import case, delete, insert, null, select, update
 from tasks.errors import StaleWorker
 from tasks.ledger.database import Database
 from tasks.states import BatchState, JobState
-from tasks.tables import Batch, Body, Job, Slice, Worker
+from tasks.tables import IS_OUT, Batch, Body, Job, Slice, Worker
 
 batches = Batch.__table__  # type: ignore[attr-defined]
 bodies = Body.__table__  # type: ignore[attr-defined]
@@ -67,6 +67,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 worker=me.name,
                 run_id=me.run_id,
                 started_at=now if started else None,
+                in_company=False,
                 slice_id=None,
             )
             .returning(
@@ -174,7 +175,7 @@ def register(db: Database, me: Identity, classes: Sequence[str], capacity: int) 
             c.execute(insert(workers).values(name=me.name, turn_class=None, turn_since=0, **row))
         c.execute(
             update(jobs)
-            .where(jobs.c.worker == me.name, jobs.c.state == JobState.RUNNING, jobs.c.run_id != me.run_id)
+            .where(IS_OUT, jobs.c.worker == me.name, jobs.c.state == JobState.RUNNING, jobs.c.run_id != me.run_id)
             .values(lease_until=case((jobs.c.lease_until > now, now), else_=jobs.c.lease_until))
         )
 

@@ -72,7 +72,6 @@ def _on_connect(dbapi: Any, _record: Any) -> None:
     cursor = dbapi.cursor()
     cursor.execute("PRAGMA synchronous=FULL")  # the commit is the promise
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA cache_size=-16000")
     cursor.close()
 
 

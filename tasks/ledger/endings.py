@@ -53,26 +53,30 @@ def cancel(db: Database, batch_id: str) -> int:
 
 
 def end_all(db: Database, batch_id: str, state: JobState) -> int:
-    """Bring every live job of an open batch to a terminal state, in steps of CHUNK."""
-    total = 0
-    while step := _end_some(db, batch_id, state):
-        total += step
-    return total
+    """Bring every live job of an open batch to a terminal state, in steps of CHUNK; the count of jobs ended."""
+    total, line = 0, 0
+    while True:  # one way through the lines is enough: what is behind is terminal and stays so
+        ended, line = _end_some(db, batch_id, state, line)
+        total += ended
+        if ended < CHUNK:
+            return total
 
 
-def _end_some(db: Database, batch_id: str, state: JobState) -> int:
+def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple[int, int]:
+    """End the next live jobs behind a line; how many, and the last one's line."""
     with db.write() as c:
         now = db.now(c)
         if c.execute(select(batches.c.state).where(batches.c.id == batch_id)).scalar() != BatchState.OPEN:
-            return 0
+            return 0, after
         some = (
-            select(jobs.c.id)
-            .where(jobs.c.batch_id == batch_id, jobs.c.state.in_(LIVE))
-            .order_by(jobs.c.id)
+            select(jobs.c.id, jobs.c.line)
+            .where(jobs.c.batch_id == batch_id, jobs.c.line > after, jobs.c.state.in_(LIVE))
+            .order_by(jobs.c.line)
             .limit(CHUNK)
             .with_for_update()
         )
-        ids = c.execute(some).scalars().all()
+        rows = c.execute(some).all()
+        ids = [row.id for row in rows]
         reason = "the batch was cancelled" if state is JobState.CANCELLED else "its deadline passed before it was done"
         for start in range(0, len(ids), 500):
             c.execute(
@@ -88,4 +92,4 @@ def _end_some(db: Database, batch_id: str, state: JobState) -> int:
                 )
             )
         count_ended(c, {batch_id: Counter({state: len(ids)})}, now)
-        return len(ids)
+        return len(ids), rows[-1].line if rows else after

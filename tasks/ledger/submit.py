@@ -113,7 +113,7 @@ def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0)
 def _rank(ranks: dict[int, int], job: NewJob) -> int:
     if job.prefix is None:
         return job.line
-    if len(ranks) >= PREFIXES:
+    if job.prefix not in ranks and len(ranks) >= PREFIXES:
         ranks.clear()
     return ranks.setdefault(job.prefix, job.line)
 

@@ -13,7 +13,7 @@ from tasks.ledger import submit
 from tasks.ledger.database import Database
 from tasks.ledger.endings import count_ended, end_all
 from tasks.states import BatchState, JobState
-from tasks.tables import Batch, CallRow, Job, Slice, Worker
+from tasks.tables import IS_OUT, Batch, CallRow, Job, Slice, Worker
 
 #: leases one transaction takes back
 CHUNK = 1_000
@@ -57,7 +57,7 @@ def take_back_expired(db: Database) -> Counter[str]:
 def _expired(c: Connection, now: float) -> Sequence[Row[Any]]:
     query = (
         select(jobs)
-        .where(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
+        .where(IS_OUT, jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
         .order_by(jobs.c.id)
         .limit(CHUNK)
         .with_for_update()
@@ -66,15 +66,19 @@ def _expired(c: Connection, now: float) -> Sequence[Row[Any]]:
 
 
 def _alone(c: Connection, rows: Sequence[Row[Any]]) -> set[int]:
-    """Those of the jobs that were the only started one of their process."""
+    """Those of the jobs that were the only started one of their process; its others, whose leases end later, are told."""
     runs = {row.run_id for row in rows if row.started_at is not None}
-    query = (
-        select(func.min(jobs.c.id))
-        .where(jobs.c.state == JobState.RUNNING, jobs.c.run_id.in_(runs), jobs.c.started_at.is_not(None))
-        .group_by(jobs.c.run_id)
-        .having(func.count() == 1)
+    started = (
+        IS_OUT,
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.run_id.in_(runs),
+        jobs.c.started_at.is_not(None),
     )
-    return set(c.execute(query).scalars()) if runs else set()
+    query = select(jobs.c.run_id).where(*started).group_by(jobs.c.run_id).having(func.count() > 1)
+    shared = set(c.execute(query).scalars()) if runs else set()
+    if shared:
+        c.execute(update(jobs).where(*started, jobs.c.run_id.in_(shared)).values(in_company=True))
+    return {r.id for r in rows if r.run_id in runs - shared and r.started_at is not None and not r.in_company}
 
 
 def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison: bool) -> None:

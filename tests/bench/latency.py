@@ -16,31 +16,35 @@ from pathlib import Path
 
 import click
 
-from tests.support.pool import running, simulated
-from workers.simulator import SimulatorConfig, in_thread
+from tests.support.pool import TestPool, running, simulated
+from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 
 @click.command()
 @click.option("--runs", default=20, show_default=True)
 def main(runs: int) -> None:
     """Print the figures, in milliseconds."""
-    with tempfile.TemporaryDirectory(prefix="offload-bench-") as name, in_thread(SimulatorConfig(ttft_s=0.2)) as sim:
-        with running(Path(name), simulated(sim.url)) as pool:
-            pool.beat()
-            pool.worker()
-            after = []
-            for i in range(runs):
-                command = [sys.executable, "-m", "api", "run", "summarize", f"A short note, number {i}."]
-                process = subprocess.Popen(command, env=pool.environment, stdout=subprocess.PIPE)
-                assert process.stdout is not None
-                process.stdout.readline()
-                printed = time.time()
-                process.communicate()
-                call = sim.calls(1)[-1]
-                after.append((printed - call["at"]) * 1000 - call["ms"])
-    click.echo(
-        f"from the answer to the output, {runs} runs: median {statistics.median(after):.0f} ms, worst {max(after):.0f} ms"
-    )
+    with (
+        tempfile.TemporaryDirectory(prefix="offload-bench-") as name,
+        in_thread(SimulatorConfig(ttft_s=0.2)) as sim,
+        running(Path(name), simulated(sim.url)) as pool,
+    ):
+        pool.beat()
+        pool.worker()
+        after = [_one(pool, sim, i) for i in range(runs)]
+    median, worst = statistics.median(after), max(after)
+    click.echo(f"from the answer to the output, {runs} runs: median {median:.0f} ms, worst {worst:.0f} ms")
+
+
+def _one(pool: TestPool, sim: BackgroundSimulator, i: int) -> float:
+    command = [sys.executable, "-m", "api", "run", "summarize", f"A short note, number {i}."]
+    process = subprocess.Popen(command, env=pool.environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    printed = time.time()
+    process.communicate()
+    call = sim.calls(1)[-1]
+    return float((printed - call["at"]) * 1000 - call["ms"])
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def _replaced(environment: Mapping[str, str], *streams: io.TextIOWrapper) -> Ite
 
 def executable(environment: Mapping[str, str], *arguments: str, stdin: bytes = b"") -> Ran:
     """Run the real `offload` to its end."""
-    done = subprocess.run([EXECUTABLE, *arguments], env=dict(environment), input=stdin, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [EXECUTABLE, *arguments], env=dict(environment), input=stdin, capture_output=True, timeout=120
+    )
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 

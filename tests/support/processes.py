@@ -1,4 +1,7 @@
-"""Which processes belong to a pool, found from outside: by the OFFLOAD_HOME in their environment."""
+"""Which processes belong to a pool, found from outside: by the OFFLOAD_HOME in their environment, or by their folder.
+
+Redis writes its title over its environment, and works in its folder of the home.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,25 @@ from pathlib import Path
 import psutil
 
 
-def of_home(home: Path) -> list[psutil.Process]:
-    """Every living process of the pool in this folder."""
+def of_folder(folder: Path) -> list[psutil.Process]:
+    """Every living process of a pool whose home is this folder or in it."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("OFFLOAD_HOME") == str(home):
+            if process.status() != psutil.STATUS_ZOMBIE and _belongs(process, folder):
                 found.append(process)
     return found
+
+
+def _belongs(process: psutil.Process, folder: Path) -> bool:
+    homes = process.environ().get("OFFLOAD_HOME"), process.cwd()
+    return any(home and Path(home).is_relative_to(folder) for home in homes)
 
 
 def playing(home: Path, *words: str) -> list[psutil.Process]:
     """The processes of a pool whose command line has all of these words; the leashes that hold them are left out."""
     found = []
-    for process in of_home(home):
+    for process in of_folder(home):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if all(any(word in part for part in line) for word in words) and not any("leash.py" in p for p in line):
@@ -31,6 +39,6 @@ def playing(home: Path, *words: str) -> list[psutil.Process]:
 
 def end_all(home: Path) -> None:
     """kill -9 of whatever a failed test left."""
-    for process in of_home(home):
+    for process in of_folder(home):
         with contextlib.suppress(psutil.Error):
             process.kill()

@@ -1,0 +1,1 @@
+"""What a user was promised, tried as a user would."""

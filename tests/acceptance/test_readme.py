@@ -1,0 +1,77 @@
+"""What the README promises, by its own commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.pool import clean_environment
+from tests.support.processes import of_folder
+
+ROOT = Path(__file__).parents[2]
+#: of the repository, what no clone has
+NOT_CLONED = shutil.ignore_patterns(".venv", ".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The working tree, as a clone after `make setup` would be."""
+    made = tmp_path / "clone"
+    shutil.copytree(ROOT, made, ignore=NOT_CLONED)
+    (made / ".venv").symlink_to(ROOT / ".venv")
+    return made
+
+
+def test_make_demo_shows_a_batch_and_leaves_nothing(clone: Path, tmp_path: Path) -> None:
+    """The demo names its model server first, prints a table of all categories and the next command, and is gone."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    before = sorted(clone.rglob("*"))
+    environment = clean_environment() | {
+        "TMPDIR": str(temporary),
+        "PYTHONPATH": str(clone),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        ["sh", "ops/demo.sh"], cwd=clone, env=environment, capture_output=True, timeout=180, stdin=subprocess.DEVNULL
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0, out + err
+    assert out.splitlines()[0].startswith("model server: ")
+    for category in ("summarize", "classify", "extract", "code", "reason", "embed"):
+        row = next(line.split() for line in out.splitlines() if line.startswith(f"{category} "))
+        assert int(row[1]) > 0, row
+        assert row[2:4] == ["0", "0"], row
+    assert "offload up" in out
+    assert "Traceback" not in out + err
+    assert list(temporary.iterdir()) == []
+    assert of_folder(temporary) == []
+    assert sorted(clone.rglob("*")) == before
+
+
+def test_an_interrupted_demo_leaves_nothing(clone: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the demo stops its pool and takes its folder away."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = clean_environment() | {"TMPDIR": str(temporary), "PYTHONPATH": str(clone)}
+    with subprocess.Popen(
+        ["sh", "ops/demo.sh"],
+        cwd=clone,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline().startswith(b"model server: ")
+        os.killpg(demo.pid, signal.SIGINT)
+        assert demo.wait(timeout=60) == 130
+    assert list(temporary.iterdir()) == []
+    assert of_folder(temporary) == []
