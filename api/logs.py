@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 import structlog
 
@@ -40,6 +41,8 @@ def configure_logs(settings: Settings) -> None:
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
         )
     )
+    # Celery warns root of pickled messages; this pool accepts JSON only
+    warnings.filterwarnings("ignore", message=".*superuser privileges")
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())

@@ -336,7 +336,7 @@ def config_schema() -> dict[str, Any]:
         schema["$defs"][model.__name__] = inner
         one = {"$ref": f"#/$defs/{model.__name__}"}
         schema["properties"][section] |= {
-            "properties": {name: one for name in defaults},  # these override, so nothing is needed
+            "properties": dict.fromkeys(defaults, one),  # these override, so nothing is needed
             "additionalProperties": one | {"required": needed},
         }
         schema["properties"][section].pop("patternProperties", None)

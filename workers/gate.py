@@ -67,8 +67,7 @@ class Gate:
             self._troubles += 1
         pause = retry_after if retry_after is not None else _doubled(BUSY_FIRST_S, BUSY_MOST_S, self._troubles)
         self._paused_until = max(self._paused_until, now + pause)
-        if not self.away:  # a late reply does not stand in for the probe
-            if not self.away:  # a reply that comes late does not bring a lost provider back
+        if not self.away:  # a reply that comes late does not bring a lost provider back
             self.health, self.detail = (Health.WARMING if loading else Health.BUSY), detail
         return pause
 

@@ -13,7 +13,7 @@ from tasks.states import TERMINAL
 @click.command()
 @click.argument("batch_id", metavar="ID")
 @click.option("-o", "--output", metavar="OUT", help="A file instead of stdout.")
-@click.option("--state", type=click.Choice(sorted(TERMINAL)), help="Only jobs that ended like this.")
+@click.option("--state", type=click.Choice(sorted(s.value for s in TERMINAL)), help="Only jobs that ended like this.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array instead of JSONL.")
 def results(batch_id: str, output: str | None, state: str | None, as_json: bool) -> None:
     """Print the results of batch ID, in input order; while it runs, those there are."""

@@ -66,7 +66,7 @@ def _expired(c: Connection, now: float) -> Sequence[Row[Any]]:
 
 
 def _alone(c: Connection, rows: Sequence[Row[Any]]) -> set[int]:
-    """Those of the jobs that were the only started one of their process; its others, whose leases end later, are told."""
+    """Those of the jobs that were the only started one of their process; its others, still leased, are told."""
     runs = {row.run_id for row in rows if row.started_at is not None}
     started = (
         IS_OUT,

@@ -1,0 +1,246 @@
+"""A real ledger under a clock that only the test moves, with every state change of every job written down."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event, select, text
+from sqlalchemy.engine import Row
+from sqlmodel import SQLModel
+
+from tasks import dispatch
+from tasks.ledger import claims, submit
+from tasks.ledger.claims import Claimed, Identity
+from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.record import Outcome, record
+from tasks.queues import BrokerDown
+from tasks.schemas import NewJob
+from tasks.settings import Times
+from tasks.states import LIVE, MOVES, TERMINAL, BatchState, JobState
+from tasks.tables import Batch, CallRow, Job, Output, Slice, Worker
+
+TIMES = Times()
+COUNTED = [s.value for s in sorted(TERMINAL)]
+
+#: every UPDATE that leaves a terminal row, or moves any row, whatever wrote it
+WATCH = (
+    "CREATE TABLE moves (job INTEGER, was TEXT, becomes TEXT)",
+    "CREATE TRIGGER watch_moves AFTER UPDATE OF state ON jobs"
+    " BEGIN INSERT INTO moves VALUES (OLD.id, OLD.state, NEW.state); END",
+    "CREATE TABLE touched (job INTEGER, state TEXT)",
+    f"CREATE TRIGGER watch_terminal AFTER UPDATE ON jobs WHEN OLD.state IN ({', '.join(map(repr, COUNTED))})"
+    " BEGIN INSERT INTO touched VALUES (OLD.id, OLD.state); END",
+)
+
+
+class ClockedDatabase(Database):
+    """The database whose clock stands still until it is told otherwise."""
+
+    time = 1_000_000.0
+
+    def now(self, connection: Connection) -> float:
+        return self.time
+
+
+class Sender:
+    """Keeps the slices that were sent; while `down` it is a Redis that does not answer."""
+
+    def __init__(self) -> None:
+        self.slices: list[tuple[str, str, int]] = []
+        self.down = False
+        self.fails_after: int | None = None
+
+    def send_slice(self, slice_id: str, batch_id: str, model_class: str, jobs: int) -> None:
+        if self.down or (self.fails_after is not None and len(self.slices) >= self.fails_after):
+            raise BrokerDown("Redis does not answer")
+        self.slices.append((slice_id, model_class, jobs))
+
+
+class Ledger:
+    """A ledger in a file, and what tests do to it in few words."""
+
+    def __init__(self, path: Path) -> None:
+        open_ledger(f"sqlite:///{path}").close()
+        self.db = ClockedDatabase(f"sqlite:///{path}")
+        event.listen(self.db.engine, "connect", _hurry)
+        self.sender = Sender()
+        with self.db.write() as c:
+            for statement in WATCH:
+                c.execute(text(statement))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.db.time += seconds
+
+    # --- the ways of a job -------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        n: int = 3,
+        *,
+        model_class: str = "small",
+        priority: int = 0,
+        prefixes: Sequence[int | None] = (),
+        opened: bool = True,
+        **begin: Any,
+    ) -> str:
+        """An open batch of n jobs, or one that is still loading."""
+        batch_id, _ = submit.begin(self.db, name=begin.pop("name", None), priority=priority, **begin)
+        submit.add(self.db, batch_id, new_jobs(n, model_class, prefixes), priority)
+        if opened:
+            submit.open_batch(self.db, batch_id)
+        return batch_id
+
+    def worker(self, name: str = "node/gpu", classes: Sequence[str] = ("small",), capacity: int = 4) -> Identity:
+        """A worker that registers and takes work."""
+        node, _, provider = name.partition("/")
+        me = Identity(node, provider, secrets.token_hex(4), 1)
+        claims.register(self.db, me, classes, capacity)
+        self.beat(me)
+        return me
+
+    def beat(self, me: Identity, *, consuming: bool = True) -> None:
+        """A worker's heartbeat."""
+        claims.report(self.db, me, in_flight=0, consuming=consuming, health="healthy", detail="")
+
+    def fill(self, *classes: str) -> int:
+        """Dispatch; the jobs sent."""
+        return dispatch.fill(self.db, self.sender, classes or ("small",), TIMES)
+
+    def claim(self, me: Identity, *, started: bool = True, slices: Sequence[str] | None = None) -> list[Claimed]:
+        """Claim these slices, or all that were sent since the last time."""
+        if slices is None:
+            slices = [s[0] for s in self.sender.slices]
+            self.sender.slices.clear()
+        return [j for s in slices for j in claims.claim(self.db, s, me, TIMES.lease, started=started)]
+
+    def running(self, n: int = 1, *, started: bool = True, **submitted: Any) -> tuple[str, Identity, list[Claimed]]:
+        """A batch of n jobs, all claimed by a new worker."""
+        batch_id = self.submit(n, **submitted)
+        me = self.worker(capacity=n)
+        self.fill()
+        return batch_id, me, self.claim(me, started=started)
+
+    def record(self, *outcomes: Outcome) -> int:
+        """Record in one group; how many were stale."""
+        return record(self.db, outcomes)
+
+    # --- looking -----------------------------------------------------------------------------------------
+
+    def all(self, table: type[SQLModel], **where: Any) -> list[Row[Any]]:
+        """The rows of a table."""
+        columns = table.__table__  # type: ignore[attr-defined]
+        query = select(columns)
+        for name, value in where.items():
+            query = query.where(columns.c[name] == value)
+        with self.db.read() as c:
+            return list(c.execute(query).all())
+
+    def job(self, job_id: int) -> Row[Any]:
+        """One job."""
+        return self.all(Job, id=job_id)[0]
+
+    def jobs(self, batch_id: str) -> list[Row[Any]]:
+        """A batch's jobs in line order."""
+        return sorted(self.all(Job, batch_id=batch_id), key=lambda row: row.line)
+
+    def states(self, batch_id: str) -> Counter[str]:
+        """How many jobs of a batch are in each state."""
+        return Counter(str(row.state) for row in self.jobs(batch_id))
+
+    def batch(self, batch_id: str) -> Row[Any]:
+        """A batch's row."""
+        return self.all(Batch, id=batch_id)[0]
+
+    def calls(self, **where: Any) -> list[Row[Any]]:
+        """Call rows."""
+        return self.all(CallRow, **where)
+
+    def slices(self) -> list[Row[Any]]:
+        """Slices sent and not claimed."""
+        return self.all(Slice)
+
+    def workers(self) -> dict[str, Row[Any]]:
+        """Worker rows by name."""
+        return {row.name: row for row in self.all(Worker)}
+
+    # --- what always holds -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The promises that hold after every transaction, whatever it was."""
+        with self.db.read() as c:
+            moves = c.execute(text("SELECT DISTINCT was, becomes FROM moves WHERE was <> becomes")).all()
+            touched = c.execute(text("SELECT * FROM touched")).all()
+        assert not [m for m in moves if m.becomes not in MOVES.get(JobState(m.was), frozenset())]
+        assert not touched, "a terminal job was written to"
+        jobs, slices = self.all(Job), {s.id for s in self.slices()}
+        for batch in self.all(Batch):
+            _check_counters(batch, Counter(str(j.state) for j in jobs if j.batch_id == batch.id))
+        for job in jobs:
+            assert (job.state == JobState.DISPATCHED) == (job.slice_id is not None)
+            assert job.slice_id is None or job.slice_id in slices, "a slice that nobody would look for"
+            assert (job.state == JobState.RUNNING) == (job.lease_until is not None)
+            assert (job.state in TERMINAL) == (job.finished_at is not None)
+        answered = {o.job_id for o in self.all(Output)}
+        assert answered == {j.id for j in jobs if j.state in (JobState.DONE, JobState.ESCALATED)}
+
+    def close(self) -> None:
+        """Close the file."""
+        self.db.close()
+
+
+def _hurry(dbapi: Any, _record: Any) -> None:
+    dbapi.execute("PRAGMA synchronous=OFF")  # nobody pulls the plug here
+
+
+def _check_counters(batch: Row[Any], states: Counter[str]) -> None:
+    assert batch.total == states.total()
+    assert {s: getattr(batch, s) for s in COUNTED} == {s: states[s] for s in COUNTED}
+    assert batch.open == sum(states[s] for s in LIVE)
+    over = batch.state in (BatchState.FINISHED, BatchState.CANCELLED)
+    assert over == (batch.open == 0 and batch.opened_at is not None)
+    assert over == (batch.finished_at is not None)
+    assert (batch.state == BatchState.CANCELLED) == (over and batch.cancelled_at is not None)
+
+
+def new_jobs(n: int, model_class: str = "small", prefixes: Sequence[int | None] = ()) -> list[NewJob]:
+    """Valid lines; `prefixes` are those of the first ones."""
+    return [
+        NewJob(
+            line=i + 1,
+            line_id=f"j{i + 1}",
+            category="summarize",
+            model_class=model_class,
+            model=None,
+            body=b'{"prompt":"x"}',
+            prefix=prefixes[i] if i < len(prefixes) else None,
+        )
+        for i in range(n)
+    ]
+
+
+def outcome(job: Claimed, state: JobState = JobState.DONE, **more: Any) -> Outcome:
+    """What became of a claimed job; a done one answers its own fence."""
+    if state is JobState.DONE:
+        more.setdefault("output", str(job.fence).encode())
+        more.setdefault("attempts", 1)
+    return Outcome(job.id, job.fence, job.batch_id, state, call=more.pop("call", call_row(job)), **more)
+
+
+def call_row(job: Claimed) -> dict[str, Any]:
+    """The columns of a call row that have no default."""
+    return {
+        "job_id": job.id,
+        "batch_id": job.batch_id,
+        "fence": job.fence,
+        "category": job.category,
+        "model_class": job.model_class,
+        "provider": "gpu",
+        "node": "node",
+        "model_asked": "m",
+        "started_at": 1_000_000.0,
+    }

@@ -1,0 +1,108 @@
+"""What the environment says, and how its faults are told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import ConfigError
+from tasks.settings import Settings, Times, load_settings, unknown_variables
+from tests.support.pool import clean_environment
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing of Offload."""
+    import os
+
+    for name in set(os.environ) - set(clean_environment()):
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_times_fit_together() -> None:
+    """A lease outlives two missed heartbeats, calls are closed before it is over, and so however they are divided."""
+    for times in (Times(), Times().divided(10)):
+        assert times.lease > 2 * times.heartbeat
+        assert times.lease - times.fence_margin > 2 * times.heartbeat
+        assert times.worker_gone > times.lease
+        assert times.loop_stuck < times.lease
+        assert times.slice_lost >= times.sweep
+
+
+def test_all_times_are_divided_alike() -> None:
+    """A hurried test keeps every proportion."""
+    whole, tenth = dataclasses.asdict(Times()), dataclasses.asdict(Times().divided(10))
+    assert tenth == pytest.approx({name: seconds / 10 for name, seconds in whole.items()})
+
+
+def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """OFFLOAD_<NAME> sets <name>."""
+    wanted = {
+        "home": str(tmp_path / "h"),
+        "config": str(tmp_path / "o.yaml"),
+        "redis_url": "redis://r:1/0",
+        "database_url": "sqlite:////x.db",
+        "node": "n1",
+        "log_level": "debug",
+        "log_format": "json",
+        "drain_s": "3",
+        "time_divisor": "10",
+    }
+    assert set(wanted) == set(Settings.model_fields)
+    for name, value in wanted.items():
+        environment.setenv(f"OFFLOAD_{name.upper()}", value)
+    settings = load_settings()
+    assert {n: str(getattr(settings, n)) for n in wanted} == wanted | {"drain_s": "3.0", "time_divisor": "10.0"}
+    assert settings.times == Times().divided(10)
+    assert settings.ledger_url() == "sqlite:////x.db"
+    assert settings.broker_url() == "redis://r:1/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DRAIN_S", "-1"), ("DRAIN_S", "soon"), ("TIME_DIVISOR", "0"), ("TIME_DIVISOR", "s3cret")]
+)
+def test_a_wrong_value_names_its_variable(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The error names the variable and never shows its value."""
+    environment.setenv(f"OFFLOAD_{name}", value)
+    with pytest.raises(ConfigError, match=f"^OFFLOAD_{name}: ") as caught:
+        load_settings()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_unknown_variables_are_found(environment: pytest.MonkeyPatch) -> None:
+    """A misspelt variable is not silent, a right one is not named."""
+    environment.setenv("OFFLOAD_HOEM", "/x")
+    environment.setenv("OFFLOAD_HOME", "/x")
+    assert unknown_variables() == ["OFFLOAD_HOEM"]
+
+
+def test_the_home_is_absolute(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A relative home, or one with ~, means the same in every process."""
+    environment.chdir(tmp_path)
+    environment.setenv("HOME", str(tmp_path / "me"))
+    environment.setenv("OFFLOAD_HOME", "state")
+    assert load_settings().home == tmp_path / "state"
+    environment.setenv("OFFLOAD_HOME", "~/state")
+    assert load_settings().home == tmp_path / "me" / "state"
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"[]", b'{"redis_url": 7}', b'{"pid": 1}'])
+def test_a_broken_pool_file_is_no_pool(tmp_path: Path, said: bytes) -> None:
+    """Whatever stands in pool.json, there is an address or there is none."""
+    settings = Settings(home=tmp_path)
+    settings.run_dir.mkdir()
+    settings.pool_file.write_bytes(said)
+    assert settings.broker_url() is None
+
+
+def test_a_running_pool_says_where_its_redis_is(tmp_path: Path) -> None:
+    """Without OFFLOAD_REDIS_URL the pool's own Redis is used."""
+    settings = Settings(home=tmp_path)
+    assert settings.broker_url() is None
+    settings.run_dir.mkdir()
+    settings.pool_file.write_text('{"redis_url": "redis://127.0.0.1:7/0"}')
+    assert settings.broker_url() == "redis://127.0.0.1:7/0"
+    assert settings.ledger_url() == f"sqlite:///{tmp_path}/ledger.db"

@@ -1,0 +1,96 @@
+"""Which class a provider serves next, how large slices are, and how many jobs are ahead."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.turns import MAX_SLICE, WINDOW, Server, Waiting, next_turn, slice_size, suspect_slice, window
+
+NOW = 1000.0
+TURN = 60.0
+
+
+def server(turn: str | None = None, since: float = 0.0, classes: tuple[str, ...] = ("a", "b")) -> Server:
+    return Server("n/p", classes, 4, turn, since)
+
+
+@pytest.mark.parametrize(
+    ("turn", "since", "waiting", "next_"),
+    [
+        pytest.param("a", 0, {}, None, id="nothing waits"),
+        pytest.param(None, 0, {"c": Waiting(0, 1)}, None, id="nothing it serves waits"),
+        pytest.param(None, 0, {"a": Waiting(0, 5), "b": Waiting(0, 4)}, "b", id="first turn: the oldest"),
+        pytest.param(None, 0, {"a": Waiting(0, 5), "b": Waiting(0, 5)}, "a", id="equal: by name"),
+        pytest.param(None, 0, {"a": Waiting(1, 5), "b": Waiting(0, 4)}, "a", id="first turn: the priority"),
+        pytest.param("a", 900, {"b": Waiting(0, 999)}, "b", id="the turn ends when its class is empty"),
+        pytest.param("a", 941, {"a": Waiting(0, 0), "b": Waiting(0, 0)}, "a", id="59 s of turn are kept"),
+        pytest.param("a", 940, {"a": Waiting(0, 0), "b": Waiting(0, 0)}, "b", id="60 s are over"),
+        pytest.param("a", 0, {"a": Waiting(0, 0), "b": Waiting(0, 941)}, "a", id="nobody has waited 60 s"),
+        pytest.param("a", 999, {"a": Waiting(0, 0), "b": Waiting(1, 999)}, "b", id="a higher priority at once"),
+        pytest.param("a", 900, {"a": Waiting(1, 0), "b": Waiting(0, 999)}, "a", id="a lower one waits"),
+        pytest.param("gone", 0, {"a": Waiting(0, 1)}, "a", id="its class is no longer configured"),
+    ],
+)
+def test_next_turn(turn: str | None, since: float, waiting: dict[str, Waiting], next_: str | None) -> None:
+    """A class keeps its turn until it is empty, outranked, or both it and another are over 60 s."""
+    assert next_turn(server(turn, since), waiting, (), NOW, TURN) == next_
+
+
+@pytest.mark.parametrize(
+    ("unclaimed", "waiting", "next_"),
+    [
+        pytest.param(["a"], {"b": Waiting(0, 999)}, "a", id="its last slices are still on their way"),
+        pytest.param(["a"], {"b": Waiting(0, 900)}, "b", id="another has waited 60 s"),
+        pytest.param(["c"], {"b": Waiting(0, 999)}, "b", id="another's slices do not count"),
+        pytest.param(["a"], {}, None, id="nothing else waits"),
+    ],
+)
+def test_a_class_keeps_its_turn_until_its_slices_are_claimed(
+    unclaimed: list[str], waiting: dict[str, Waiting], next_: str | None
+) -> None:
+    """Another class's slice must not be taken before the last ones of this."""
+    assert next_turn(server("a", 0), waiting, unclaimed, NOW, TURN) == next_
+
+
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, unique=True),
+    st.dictionaries(st.sampled_from("abcd"), st.builds(Waiting, st.integers(0, 2), st.floats(0, NOW))),
+    st.lists(st.sampled_from("abc"), unique=True),
+    st.sampled_from(["a", "b", "c", None]),
+    st.floats(0, NOW),
+)
+def test_a_turn_is_a_class_that_waits(
+    classes: list[str], waiting: dict[str, Waiting], unclaimed: list[str], turn: str | None, since: float
+) -> None:
+    """A provider is idle exactly when nothing it serves waits, and is never sent another's work."""
+    chosen = next_turn(server(turn, since, tuple(classes)), waiting, unclaimed, NOW, TURN)
+    assert (chosen is None) == (not set(classes) & set(waiting))
+    assert chosen is None or (chosen in classes and chosen in {*waiting, *unclaimed})
+
+
+@given(st.integers(1, 5000))
+def test_slices_fit_their_worker(capacity: int) -> None:
+    """A slice holds at least one job, never more than one transaction takes, never more than the worker runs."""
+    assert 1 <= slice_size(capacity) <= min(MAX_SLICE, capacity)
+
+
+def test_a_window_is_made_of_the_workers_whose_turn_it_is() -> None:
+    """Only workers that now serve a class make room for it."""
+    servers = [Server("x", ("a", "b"), 4, None, 0), Server("y", ("a",), 16, None, 0), Server("z", ("b",), 2, None, 0)]
+    turns = {"x": "b", "y": "a", "z": None}
+    assert window("a", turns, servers) == WINDOW * 16
+    assert window("b", turns, servers) == WINDOW * 4
+    assert window("c", turns, servers) == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_suspects_run_in_halves_then_alone(size: int) -> None:
+    """Each crash halves the company of a suspect, until it is alone."""
+    sizes = [suspect_slice(crashes, size) for crashes in range(1, 12)]
+    assert all(after <= max(1, before / 2) for before, after in pairwise(sizes))
+    assert sizes[0] <= max(1, size / 2)
+    assert sizes[-1] == 1
