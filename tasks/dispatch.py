@@ -243,4 +243,5 @@ def _suspects(c: Connection, name: str, batch_id: str, size: int, now: float) ->
     if c.execute(select(out)).scalar():
         return []
     rows = c.execute(_queued(name, batch_id, now).order_by(jobs.c.crashes, jobs.c.id).limit(size)).all()
-    return [row.id for row in rows[: suspect_slice(rows[0].crashes, size)]] if rows else []
+    alike = [row.id for row in rows if row.crashes == rows[0].crashes]
+    return alike[: suspect_slice(rows[0].crashes, size)] if rows else []

@@ -7,6 +7,7 @@ defaults by name and override the fields they give.  A default class keeps only 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +53,10 @@ class Provider(Strict):
     @classmethod
     def _gguf_is_named_after_its_file(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("kind") == "gguf" and isinstance(data.get("path"), str):
-            data = {"name": Path(data["path"]).stem, "in_flight": data.get("slots", 4)} | data
+            data = {
+                "name": re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data["path"]).stem).lstrip("._-") or "gguf",
+                "in_flight": data.get("slots", 4),
+            } | data
         return data
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ LineId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class Message(_Line):

@@ -56,14 +56,14 @@ def next_turn(
         current = Waiting(priority=mine[best].priority, since=now)
     if current is None or server.turn_class is None:
         return best
-    others = {name: w for name, w in mine.items() if name != server.turn_class}
+    others = {name: w for name, w in mine.items() if name != server.turn_class and w.priority == current.priority}
     urgent = mine[best].priority > current.priority
     served_long = now - server.turn_since >= turn_s
     waited_long = any(now - w.since >= turn_s for w in others.values())
     if urgent:
         return best
     if served_long and waited_long:
-        return min(others, key=lambda name: (-others[name].priority, others[name].since, name))
+        return min(others, key=lambda name: (others[name].since, name))
     return server.turn_class
 
 

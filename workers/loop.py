@@ -130,8 +130,11 @@ class Loop(threading.Thread):
     def run(self) -> None:
         asyncio.set_event_loop(self._loop)
         ticking = self._loop.create_task(self._tick())
+        ticking.add_done_callback(lambda _: self._loop.stop())
         self._loop.call_soon(self._lost, Health.OFFLINE, "not asked yet")  # the first probe opens the gate
         self._loop.run_forever()
+        if ticking.done() and not ticking.cancelled():
+            ticking.result()  # raises what ended it, and with it this thread
         ticking.cancel()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()

@@ -92,6 +92,7 @@ class WorkerProcess:
         """Serve until told to stop, then drain."""
         claims.register(self._db, self._me, self._classes, self._provider.in_flight)
         register_task(self._app, self._db, self._loop, self._me, self._settings.times)
+        threading.excepthook = _end_process  # a worker without one of its threads would hold leases for nothing
         gc.collect()
         gc.freeze()  # the libraries' objects live as long as the process: looking through them cost a tenth of the time
         self._loop.start()
@@ -140,6 +141,14 @@ class WorkerProcess:
         self._refill.stop()
         claims.leave(self._db, self._me)
         self._db.close()
+
+
+def _end_process(fault: threading.ExceptHookArgs) -> None:
+    """A fault of ours ended a thread: end the process, so that its supervisor starts a whole one."""
+    log.critical(
+        "a thread of the worker died", thread=getattr(fault.thread, "name", "?"), error=fault.exc_type.__name__
+    )
+    os._exit(70)
 
 
 class Refill(threading.Thread):

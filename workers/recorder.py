@@ -70,10 +70,10 @@ class Recorder(threading.Thread):
         return group, True
 
     def _write(self, group: list[Outcome]) -> None:
-        while True:
+        left, stale = list(group), 0
+        while left:
             try:
-                stale = record(self._db, group)
-                break
+                stale += record(self._db, left)
             except SQLAlchemyError as error:  # results wait here; their leases end, the fences decide later
                 log.error("the ledger cannot be written", error=type(error).__name__, results=len(group))
                 time.sleep(LEDGER_RETRY_S)

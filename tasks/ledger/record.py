@@ -75,8 +75,8 @@ _UPDATE = (
 )
 
 
-def record(db: Database, outcomes: Sequence[Outcome]) -> int:
-    """Write a group of outcomes; returns how many were stale.
+def record(db: Database, outcomes: list[Outcome]) -> int:
+    """Write a group of outcomes, taking each out of the list as it is committed; returns how many were stale.
 
     State, output, call row and the batch's counters are one commit. A stale outcome changes nothing but leaves
     its call row, marked. A group that keeps failing is written row by row, so that one bad row harms itself only;
@@ -84,12 +84,18 @@ def record(db: Database, outcomes: Sequence[Outcome]) -> int:
     """
     for attempt in range(GROUP_TRIES):
         try:
-            return _record(db, outcomes)
+            stale = _record(db, outcomes)
+            outcomes.clear()
+            return stale
         except OperationalError:
             time.sleep(0.05 * 2**attempt)
         except UNWRITABLE:
             break
-    return sum(_record_alone(db, outcome) for outcome in outcomes)
+    stale = 0
+    while outcomes:
+        stale += _record_alone(db, outcomes[0])
+        del outcomes[0]
+    return stale
 
 
 def _record_alone(db: Database, outcome: Outcome) -> int:

@@ -127,7 +127,7 @@ class Ledger:
 
     def record(self, *outcomes: Outcome) -> int:
         """Record in one group; how many were stale."""
-        return record(self.db, outcomes)
+        return record(self.db, list(outcomes))
 
     # --- looking -----------------------------------------------------------------------------------------
 
