@@ -5,6 +5,7 @@ Pure, importing no server and no database:
     states        the states of a job and of a batch, drawn beside the enum
     categories    what kinds of work there are, and how each is asked for
     checks        named checks on a category's output
+    labels        the labels that a prompt offers
     validation    is this output acceptable
     leaks         a reasoning model's thoughts, taken out of its answer
     schemas       a job line, in the pool's own form and in OpenAI's
@@ -12,7 +13,8 @@ Pure, importing no server and no database:
 
 Shells:
     settings      the environment; where the state folder is
-    registry      offload.yaml: providers, classes, categories
+    registry      providers, classes and categories in force
+    config        offload.yaml, read and checked
     tables        the SQL tables
     ledger/       every state change of a job, and nothing else changes one
     dispatch      keeps the window of every class full

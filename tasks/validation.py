@@ -23,21 +23,8 @@ from typing import Any, NoReturn
 import jsonschema_rs
 import orjson
 
-from tasks.checks import CHECKS, offered_labels
+from tasks.checks import CHECKS
 from tasks.errors import BadOutput, UsageError
-
-__all__ = [
-    "MAX_OUTPUT_BYTES",
-    "MAX_SCHEMA_BYTES",
-    "CompiledSchema",
-    "check_json",
-    "check_text",
-    "check_vectors",
-    "clean",
-    "clean_json",
-    "compile_schema",
-    "offered_labels",
-]
 
 #: UTF-8 bytes of one job's output
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from api.commands.output import print_json, say
-from tasks.registry import config_schema, load_registry
+from tasks.config import config_schema, load_registry
 from tasks.settings import load_settings
 
 

@@ -16,8 +16,8 @@ from api.commands.output import print_json, say
 from api.embedded.state import read_pool, running_pid
 from api.embedded.supervisor import START_S, STOP_GRACE_S, Supervisor
 from api.logs import configure_logs
+from tasks.config import load_registry
 from tasks.errors import PoolError
-from tasks.registry import load_registry
 from tasks.settings import Settings, load_settings
 
 #: bytes of a log that is kept as pool.log.1 when the pool starts again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from api.logs import configure_logs
-from tasks.registry import load_registry
+from tasks.config import load_registry
 from tasks.settings import load_settings
 
 

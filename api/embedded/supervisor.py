@@ -19,10 +19,11 @@ import yaml
 
 from api.embedded import discover, redis_server
 from api.embedded.state import held_lock, write_pool
+from tasks.config import config_path, load_registry
 from tasks.errors import PoolError
 from tasks.ledger import reading
 from tasks.ledger.database import open_ledger
-from tasks.registry import Registry, config_path, load_registry
+from tasks.registry import Registry
 from tasks.settings import Settings
 
 #: seconds before a role that died is started again: the first time, and the most

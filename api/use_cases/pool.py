@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from tasks.config import load_registry
 from tasks.ledger.database import Database, open_ledger
 from tasks.queues import BrokerDown
-from tasks.registry import Registry, load_registry
+from tasks.registry import Registry
 from tasks.settings import Settings, load_settings
 
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 import orjson
 
-from tasks.checks import offered_labels
+from tasks.labels import offered_labels
 from workers.simulator.asks import Ask, Reply, context_tokens, tokens
 from workers.simulator.faults import NOTHING, Meeting
 from workers.simulator.json_from_schema import instance

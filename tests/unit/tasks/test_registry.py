@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from tasks.categories import DEFAULT_CATEGORIES
+from tasks.config import config_path, config_schema, load_registry, parse
 from tasks.errors import ConfigError
-from tasks.registry import DEFAULT_CLASSES, Registry, Serve, config_path, config_schema, load_registry, nearest, parse
+from tasks.registry import DEFAULT_CLASSES, Registry, Serve, nearest
 from tasks.settings import Settings
 
 TWO = """\

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tasks.config import parse
 from tasks.errors import LineFault
-from tasks.registry import parse
 from tasks.schemas import MAX_DEPTH, PREFIX_CHARS, NewJob, parse_line, prompt_text
 
 REGISTRY = parse(

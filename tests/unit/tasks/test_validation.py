@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tasks import validation
 from tasks.errors import BadOutput, UsageError
+from tasks.labels import offered_labels
 from tasks.validation import (
     check_json,
     check_text,
@@ -21,7 +22,6 @@ from tasks.validation import (
     clean,
     clean_json,
     compile_schema,
-    offered_labels,
 )
 
 LABELLED = {

@@ -6,8 +6,9 @@ from typing import Any
 
 import orjson
 
+from tasks.config import parse
 from tasks.ledger.claims import Claimed, Identity
-from tasks.registry import Registry, parse
+from tasks.registry import Registry
 from workers.asking import Asked, ask
 
 ME = Identity("node", "gpu", "run1", 1)
