@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: setup demo test test-all lint bench requirements clean
+.PHONY: setup demo test acceptance lint bench requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -16,8 +16,8 @@ demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 test: setup  ## the quick suite: unit, contract, integration
 	@$(PY) -m pytest -q -n 2 --dist worksteal tests/unit tests/contract tests/integration
 
-test-all: setup  ## the quick suite, then the README's own commands and the large batch
-	@$(PY) -m pytest -q -n 2 --dist worksteal tests
+acceptance: setup  ## the README's own commands, and a batch of twenty thousand jobs
+	@$(PY) -m pytest -q tests/acceptance
 
 lint: setup  ## ruff, mypy, import-linter
 	@$(PY) -m ruff check .
