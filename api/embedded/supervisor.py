@@ -142,7 +142,8 @@ class Supervisor:
         self._add_workers(registry)
         self._wait_until_ready(db)
         db.close()
-        write_pool(self.settings, self._pool | {"ready": True})
+        self._pool["ready"] = True
+        write_pool(self.settings, self._pool)
         log.info("the pool is up", home=str(self.settings.home), configuration=registry.source)
 
     def _start_redis(self) -> str:
@@ -235,10 +236,21 @@ class Supervisor:
         next_look = time.monotonic() + LOOK_AGAIN_S
         while not self._stop:
             self._keep_roles()
+            self._keep_pool_file()
             if time.monotonic() >= next_look and not any(r.name.startswith("worker ") for r in self.roles):
                 self._add_workers(self._find_registry())
                 next_look = time.monotonic() + LOOK_AGAIN_S
             time.sleep(0.1)
+
+    def _keep_pool_file(self) -> None:
+        """Others find the pool by this file; without its folder there is no pool any more."""
+        if self.settings.pool_file.exists():
+            return
+        if self.settings.run_dir.is_dir():
+            write_pool(self.settings, self._pool)
+        else:
+            log.error("the pool's folder is gone; stopping", home=str(self.settings.home))
+            self._stop = True
 
     def _keep_roles(self) -> None:
         now = time.monotonic()
