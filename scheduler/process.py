@@ -53,7 +53,8 @@ def run(settings: Settings, registry: Registry) -> None:
         quiet=True,
     )
     worker.start()
-    service.stop()
+    if service.is_alive():  # one that never started would be waited for without end
+        service.stop()
     db.close()
 
 

@@ -11,10 +11,11 @@ import redis
 from sqlalchemy.engine import Row
 
 from tasks.dispatch import SliceSender, fill
+from tasks.errors import BrokerDown
 from tasks.ledger import sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.reading import tick
-from tasks.queues import BrokerDown, class_queue
+from tasks.queues import class_queue
 from tasks.settings import Times
 
 #: messages in a class's list beyond which it cannot be ours: nothing fills a window this large
@@ -35,7 +36,7 @@ def run_once(
     counts["workers"] = sweeping.drop_gone_workers(db, times.worker_gone * FORGET_WORKERS)
     sweeping.drop_empty_slices(db)
     try:
-        counts["slices"] = resend_lost(db, broker, sender, times.slice_lost)
+        counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, classes, times)
     except (BrokerDown, redis.RedisError):
         counts["broker_down"] = 1
@@ -43,12 +44,13 @@ def run_once(
     return counts
 
 
-def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float) -> int:
+def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float, lease_s: float) -> int:
     """Send unclaimed slices again, under the same id, that Redis holds nowhere."""
     late = sweeping.unclaimed_slices(db, older_than_s)[:SLICES_A_SWEEP]
     if not late:
         return 0
-    held = _unacked(broker)
+    # what a killed worker had received stays in `unacked` for 900 s: it is trusted no longer than a lease
+    held = _unacked(broker) - {row.id for row in sweeping.unclaimed_slices(db, lease_s)}
     lost: list[Row[Any]] = []
     for model_class in sorted({row.model_class for row in late}):
         there = held | _listed(broker, class_queue(model_class))

@@ -16,7 +16,8 @@ from kombu.exceptions import KombuError
 from kombu.messaging import Producer
 from redis.exceptions import RedisError
 
-from tasks.queues import RUN_SLICE, BrokerDown, class_queue
+from tasks.errors import BrokerDown
+from tasks.queues import RUN_SLICE, class_queue
 
 #: seconds after a failed publish in which this process does not try again: a black-holed Redis costs 1 s a try
 REST_AFTER_FAILURE_S = 2.0

@@ -171,7 +171,19 @@ def _classes(file: ConfigFile, providers: Mapping[str, Provider]) -> dict[str, M
                     ("classes", name, "serve", i, "provider"),
                     f"no provider is named {serve.provider!r}" + nearest(serve.provider, list(providers)),
                 )
+        _check_contexts(name, classes[name], providers)
     return classes
+
+
+def _check_contexts(name: str, model_class: ModelClass, providers: Mapping[str, Provider]) -> None:
+    """Models of one class stand in for each other, so a prompt that fits one must fit all."""
+    pinned = model_class.options.get("num_ctx")
+    for i, serve in enumerate(model_class.serve):
+        path = ("classes", name, "serve", i, "context")
+        if providers[serve.provider].kind == "ollama" and pinned and serve.context not in (None, pinned):
+            raise _Fault(path, f"an Ollama model gets the class's num_ctx, which is {pinned}")
+        if model_class.context(serve) != model_class.context(model_class.serve[0]):
+            raise _Fault(path, "models of one class stand in for each other: give all the same context, or two classes")
 
 
 def _categories(file: ConfigFile, classes: Mapping[str, ModelClass]) -> dict[str, Category]:

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Select, delete, exists, func, insert, null, select, update
 from sqlalchemy.engine import Row
 
+from tasks.errors import BrokerDown
 from tasks.ledger.claims import put_back
 from tasks.ledger.database import Database
-from tasks.queues import BrokerDown
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, Job, Slice, Worker

@@ -8,7 +8,8 @@
     ├── NotFound                     5    no such batch
     ├── NotInTime                    4    --timeout passed; the work goes on
     ├── PoolError                    1    the pool itself: already running, no Redis server, …
-    │   └── StaleWorker              1    this process no longer owns its name
+    │   ├── StaleWorker              1    this process no longer owns its name
+    │   └── BrokerDown               1    Redis does not answer; the jobs wait in the ledger
     └── CallError                         how one call to a model server went wrong
         ├── Busy                          429, 503: the server lives; wait, no attempt is burned
         ├── Offline                       refused, no route: nobody answered; no attempt is burned
@@ -90,6 +91,10 @@ class PoolError(OffloadError):
 
 class StaleWorker(PoolError):
     """Another process has taken this worker's name."""
+
+
+class BrokerDown(PoolError):
+    """Redis does not answer; the jobs wait in the ledger."""
 
 
 class CallError(OffloadError):

@@ -1,4 +1,4 @@
-"""Every queue and task name, and how a slice's message is sent.
+"""Every queue and task name.
 
 Redis keys:
     offload.<class>    list: one queue per model class, each message {"slice": id}
@@ -8,8 +8,6 @@ Redis keys:
 """
 
 from __future__ import annotations
-
-from tasks.errors import PoolError
 
 #: the Celery task that claims a slice
 RUN_SLICE = "workers.run_slice"
@@ -23,7 +21,3 @@ QUEUE_PREFIX = "offload."
 def class_queue(model_class: str) -> str:
     """The queue of a model class."""
     return QUEUE_PREFIX + model_class
-
-
-class BrokerDown(PoolError):
-    """Redis does not answer; the jobs wait in the ledger."""

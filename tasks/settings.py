@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 from pydantic import Field, ValidationError
@@ -50,11 +51,13 @@ class Settings(BaseSettings):
         description="the one folder all state is in",
     )
     config: Path | None = Field(None, description="offload.yaml; without it OFFLOAD_HOME/offload.yaml")
-    redis_url: str | None = Field(None, description="a Redis of your own instead of the embedded one")
+    redis_url: str | None = Field(
+        None, pattern=r"^(redis|rediss|unix)://", description="a Redis of your own instead of the embedded one"
+    )
     database_url: str | None = Field(None, description="a ledger elsewhere: sqlite:///path")
     node: str = Field(default_factory=lambda: socket.gethostname().split(".")[0], description="this machine's name")
-    log_level: str = Field("info", description="debug, info, warning or error")
-    log_format: str = Field("console", description="console or json")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the roles say")
+    log_format: Literal["console", "json"] = Field("console", description="for people or for machines")
     drain_s: float = Field(10.0, ge=0, description="seconds a stopping worker lets its calls finish")
     time_divisor: float = Field(1.0, gt=0, description="divides all recovery times; for tests")
 

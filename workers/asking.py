@@ -58,7 +58,7 @@ def _check_fits(body: dict[str, Any], prompt: str, category: Category, model_cla
     """A prompt that no model of the class can hold fails here, before anything is sent."""
     longest = max(map(len, body["input"])) if isinstance(body.get("input"), list) else len(prompt)
     tokens = (longest + len(category.system) + len(body.get("system") or "")) / CHARS_PER_TOKEN
-    context = max(model_class.context(s) for s in model_class.serve)
+    context = model_class.context(serve)  # the same for all models of a class: the configuration sees to it
     if tokens > context:
         raise Permanent(
             "prompt_too_long",

@@ -49,10 +49,6 @@ class Gate:
         """Whether the worker should consume; False gives other workers the chance."""
         return not self.away and self._paused_until - now <= PATIENCE_S
 
-    def wait(self, now: float) -> float:
-        """Seconds until the pause is over."""
-        return max(0.0, self._paused_until - now)
-
     def succeeded(self) -> None:
         """A call was answered."""
         self._limit = min(float(self.capacity), self._limit + 1 / max(1.0, self._limit))

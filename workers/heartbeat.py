@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,18 +22,30 @@ log = structlog.get_logger(__name__)
 class Heartbeat(threading.Thread):
     """Every `times.heartbeat`: renew and report. Every `times.cancel_check`: drop what was cancelled.
 
-    `replaced` is called once when another process has taken this worker's name.
+    `replaced` is called once when another process has taken this worker's name, `opened` when the ledger knows that
+    this one takes work again.
     """
 
-    def __init__(self, db: Database, loop: Loop, me: Identity, times: Times, replaced: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        loop: Loop,
+        me: Identity,
+        classes: Sequence[str],
+        times: Times,
+        replaced: Callable[[], None],
+        opened: Callable[[], None],
+    ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._db = db
         self._loop = loop
         self._me = me
+        self._classes = classes
         self._times = times
         self._replaced = replaced
+        self._opened = opened
         self._stop_asked = threading.Event()
-        self._last_report: tuple[bool, str] | None = None
+        self._last_report: tuple[list[str], str] = ([], "")
 
     def stop(self) -> None:
         """End after the beat under way."""
@@ -56,20 +68,25 @@ class Heartbeat(threading.Thread):
                 log.error("the heartbeat could not be written", error=type(error).__name__)
             self._stop_asked.wait(self._times.cancel_check)
 
-    def _state(self) -> tuple[bool, str]:
-        return self._loop.takes, self._loop.gate.health.value
+    def _state(self) -> tuple[list[str], str]:
+        """The classes served now, and the provider's health."""
+        return [name for name in self._classes if self._loop.serves(name)], self._loop.gate.health.value
 
     def _beat(self) -> None:
         self._renew()
-        takes, health = self._last_report = self._state()
+        before, self._last_report = self._last_report, self._state()
+        serving, health = self._last_report
         claims.report(
             self._db,
             self._me,
             in_flight=self._loop.in_flight,
-            consuming=takes,
+            serving=serving or list(self._classes),
+            consuming=bool(serving),
             health=health,
-            detail=self._loop.gate.detail,
+            detail=self._loop.detail,
         )
+        if set(serving) - set(before[0]):
+            self._opened()
 
     def _renew(self) -> None:
         """A loop that does not tick keeps no lease: its jobs must be able to move."""

@@ -6,29 +6,32 @@ Everything here happens on the loop's own thread, but for the few methods that s
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import count
 
 import structlog
 
 from tasks.errors import Busy, CallError, Misconfigured, Offline
-from tasks.ledger.claims import Identity
+from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.record import Outcome
 from tasks.registry import Registry
 from tasks.settings import Times
-from workers.asking import ask
-from workers.backends import Backend, Health
+from workers.asking import Asked, ask
+from workers.backends import Backend, Call, Health, Probe
 from workers.gate import Gate
 from workers.hand import Hand, Held
 from workers.judging import failed, given_back, succeeded
+from workers.line import Line
 
 #: seconds between two looks of the loop at itself: leases, pauses, a sign of life
 TICK_S = 0.2
+#: seconds a model is taken to stay in memory; Ollama keeps one for 5 minutes
+KEPT_LOADED_S = 240.0
 
 log = structlog.get_logger(__name__)
 
@@ -59,9 +62,12 @@ class Loop(threading.Thread):
         self._running: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
-        self._room = threading.Condition()
-        self._in_line: list[object] = []  # slices that wait to be handed over
         self._stopping = False
+        self._handed = 0  # jobs handed over and not yet accepted
+        self._handing = threading.Lock()
+        self._warm: tuple[str, float] = ("", 0.0)  # the model that answered last, and when
+        self._absent: dict[str, str] = {}  # classes whose model the provider does not have -> model
+        self.line = Line(self._little_waits, lambda: not self.busy, lambda: self.takes)
 
     # --- from any thread ---------------------------------------------------------------------------------
 
@@ -73,40 +79,30 @@ class Loop(threading.Thread):
     @property
     def busy(self) -> bool:
         """Whether anything runs or waits."""
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting or self._handed)
 
     @property
     def takes(self) -> bool:
         """Whether this worker should be sent slices."""
         return not self._stopping and self.gate.takes(time.monotonic())
 
-    def has_room(self) -> bool:
-        """Whether another slice may be handed over at once: nobody is before it, and little waits."""
-        return not self._in_line and self._little_waits()
+    @property
+    def detail(self) -> str:
+        """What keeps this worker from its work, in words; empty when nothing does."""
+        missing = ", ".join(f"{model} (class {name})" for name, model in sorted(self._absent.items()))
+        return self.gate.detail or (f"the provider does not have {missing}" if missing else "")
 
-    @contextmanager
-    def room(self) -> Iterator[bool]:
-        """Block until there is room, first come first served; False when the worker stops taking instead.
-
-        The next in line goes on when the block is left, so that slices start in the order they were claimed.
-        """
-        place = object()
-        with self._room:
-            self._in_line.append(place)
-            while self.takes and not (self._in_line[0] is place and self._little_waits()):
-                self._room.wait(timeout=1.0)
-        try:
-            yield self.takes
-        finally:
-            with self._room:
-                self._in_line.remove(place)
-                self._room.notify_all()
+    def serves(self, model_class: str) -> bool:
+        """Whether this worker should be sent slices of a class."""
+        return self.takes and model_class not in self._absent
 
     def _little_waits(self) -> bool:
-        return len(self._waiting) < max(1, self.gate.capacity // 2)
+        return len(self._waiting) + self._handed < max(1, self.gate.capacity // 2)
 
     def hand_over(self, held: list[Held]) -> None:
         """Run these jobs."""
+        with self._handing:
+            self._handed += len(held)
         self._loop.call_soon_threadsafe(self._accept, held)
 
     def drop(self, held: Iterable[Held]) -> None:
@@ -152,16 +148,17 @@ class Loop(threading.Thread):
     def _accept(self, held: list[Held]) -> None:
         for one in held:
             heapq.heappush(self._waiting, (-one.job.priority, next(self._order), one))
-        if self.takes:
-            self._pump()
-        else:
+        with self._handing:
+            self._handed -= len(held)
+        if not all(self.serves(one.job.model_class) for one in held):
             self._give_back_waiting()
+        self._pump()
 
     def _pump(self) -> None:
         """Start waiting jobs while the gate has room."""
         if self._stopping:
             return
-        if self._waiting and not self.gate.takes(time.monotonic()):
+        if self._waiting and not self.takes:
             self._give_back_waiting()
         free = self.gate.free(len(self._running), time.monotonic())
         while free > 0 and self._waiting:
@@ -172,24 +169,20 @@ class Loop(threading.Thread):
             held.call.add_done_callback(functools.partial(self._settle, held))
             self._running.add(held.call)
             free -= 1
-        self._tell_room()
-
-    def _tell_room(self) -> None:
-        if self._in_line and (self._little_waits() or not self.takes):
-            with self._room:
-                self._room.notify_all()
+        self.line.moved()
 
     async def _run_job(self, held: Held) -> None:
         """One job, from its call to its outcome, which every way through here ends in."""
         job, asked, started_at, began = held.job, None, time.time(), time.monotonic()
         try:
             asked = ask(job, self._registry, self._me.provider)
-            reply = await self._backend.call(asked.call)
+            reply = await self._backend.call(self._timed(asked.call))
             outcome = succeeded(job, asked, reply, self._me, started_at)
+            self._warm = (asked.call.model, time.monotonic())
             self.gate.succeeded()
         except CallError as error:
             outcome = failed(job, error, self._me, asked, started_at, _ms_since(began))
-            self._note(error, outcome)
+            self._note(error, outcome, job, asked)
         except asyncio.CancelledError:
             outcome = given_back(job, self._me, asked, started_at, _ms_since(began))
         except Exception as error:  # a fault of ours must not take the other jobs with it
@@ -210,45 +203,80 @@ class Loop(threading.Thread):
         if not held.ended:
             self._end(held, given_back(held.job, self._me, None, 0, 0))
 
-    def _note(self, error: CallError, outcome: Outcome) -> None:
+    def _timed(self, call: Call) -> Call:
+        """The model that answered last is in memory: its next call needs no time to load."""
+        model, at = self._warm
+        if model != call.model or time.monotonic() - at > KEPT_LOADED_S:
+            return call
+        return dataclasses.replace(call, timeouts=dataclasses.replace(call.timeouts, load=0.0))
+
+    def _note(self, error: CallError, outcome: Outcome, job: Claimed, asked: Asked | None) -> None:
         """What an error says of the provider rather than of the job."""
         now = time.monotonic()
+        if error.code == "first_token_timeout":
+            self._warm = ("", 0.0)
         match error:
             case Busy():
                 pause = self.gate.busy(now, error.retry_after, str(error), loading=error.code == "loading")
                 outcome.delay = max(outcome.delay, min(pause, 60.0))
             case Offline():
                 self._lost(Health.OFFLINE, str(error))
+            case Misconfigured() if error.code == "model_not_found" and asked is not None:
+                self._absent[job.model_class] = asked.call.model
+                self._give_back_waiting()
+                self._probe()
             case Misconfigured():
                 self._lost(Health.MISCONFIGURED, str(error))
 
     def _lost(self, health: Health, detail: str) -> None:
         self.gate.lost(health, detail)
         self._give_back_waiting()
-        if self._probing is None or self._probing.done():
-            self._probing = self._loop.create_task(self._probe_until_found())
+        self._probe()
 
-    async def _probe_until_found(self) -> None:
-        first = True
-        while self.gate.away:
-            probe = await self._backend.probe()
-            if probe.health in (Health.HEALTHY, Health.BUSY, Health.WARMING):
-                self.gate.found()
-                log.info("the provider answers", provider=self._me.provider, server=probe.server)
+    def _probe(self) -> None:
+        if self._probing is None or self._probing.done():
+            self._probing = self._loop.create_task(self._probe_until_whole())
+
+    async def _probe_until_whole(self) -> None:
+        """Ask the provider until it answers and has every model, with growing waits."""
+        told = False
+        while True:
+            self._learn(await self._asked_how_it_is())
+            if not self.gate.away and not self._absent:
                 break
-            self.gate.lost(probe.health, probe.detail)
-            if first:
-                log.warning("the provider is away", provider=self._me.provider, health=probe.health.value)
-            first = False
+            if not told:
+                log.warning("the provider is not whole", health=self.gate.health.value, missing=sorted(self._absent))
+            told = True
             await asyncio.sleep(self.gate.probe_wait())
+        log.info("the provider answers", provider=self._me.provider)
         self._pump()
 
+    async def _asked_how_it_is(self) -> Probe:
+        try:
+            return await self._backend.probe()
+        except Exception as error:  # a probe that fails must not be the last one
+            log.error("a probe failed inside the worker", error=type(error).__name__, where=_where(error))
+            return Probe(Health.MISCONFIGURED, f"its probe failed ({type(error).__name__})")
+
+    def _learn(self, probe: Probe) -> None:
+        """What a probe says of the provider's health, and of the models it was missing."""
+        if probe.health in (Health.OFFLINE, Health.MISCONFIGURED):
+            self.gate.lost(probe.health, probe.detail)
+            return
+        if self.gate.away:
+            self.gate.found()
+        self._absent = {name: model for name, model in self._absent.items() if not probe.has(model)}
+
     def _give_back_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        """Give back what waits and cannot run here now; all of it, unless only some classes' models are missing."""
+        keep = [item for item in self._waiting if self.serves(item[2].job.model_class)]
+        waiting, self._waiting = self._waiting, keep
+        heapq.heapify(keep)
+        kept = {id(item[2]) for item in keep}
         for _, _, held in waiting:
-            if not held.ended:
+            if id(held) not in kept and not held.ended:
                 self._end(held, given_back(held.job, self._me, None, 0, 0))
-        self._tell_room()
+        self.line.moved()
 
     def _drop(self, held: list[Held]) -> None:
         for one in held:

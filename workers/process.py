@@ -7,35 +7,32 @@ import os
 import secrets
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from celery import Celery, bootsteps, signals
-from celery.worker.consumer import Consumer
+from celery import Celery, signals
 
 from tasks.app import Publisher, make_app
-from tasks.dispatch import fill
 from tasks.errors import ConfigError, PoolError
 from tasks.ledger import claims
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database, open_ledger
 from tasks.ledger.record import Outcome
-from tasks.queues import BrokerDown, class_queue
+from tasks.queues import class_queue
 from tasks.registry import Provider, Registry
 from tasks.settings import Settings
 from tasks.states import JobState
 from workers.backends import for_provider
+from workers.consuming import consume_step
 from workers.heartbeat import Heartbeat
 from workers.loop import Loop
 from workers.recorder import Recorder
+from workers.refill import Refill
 from workers.slices import register_task
 
 #: Celery pool threads: each only claims and hands over
 THREADS = 3
-#: seconds between two looks at whether to consume
-CONSUME_CHECK_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -83,10 +80,10 @@ class WorkerProcess:
         self._me = me
         self._classes = classes
         self._app = app
-        self._refill = Refill(db, Publisher(app), registry, settings)
+        self._refill = Refill(db, Publisher(app), registry.classes, settings.times)
         self._recorder = Recorder(db, lambda: not self._loop.in_flight, self._recorded)
         self._loop = Loop(for_provider(provider), registry, me, provider.in_flight, settings.times, self._recorder.put)
-        self._heartbeat = Heartbeat(db, self._loop, me, settings.times, self._replaced)
+        self._heartbeat = Heartbeat(db, self._loop, me, classes, settings.times, self._replaced, self._refill.ask)
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -107,13 +104,13 @@ class WorkerProcess:
         self._drain()
 
     def _celery_worker(self) -> Any:
-        queues = [class_queue(name) for name in self._classes]
-        self._app.steps["consumer"].add(_consume_step(self._loop, queues))
+        queues = {class_queue(name): name for name in self._classes}
+        self._app.steps["consumer"].add(consume_step(self._loop, queues))
         return self._app.Worker(
             hostname=self._me.name,
             pool="threads",
             concurrency=THREADS,
-            queues=queues,
+            queues=list(queues),
             loglevel=self._settings.log_level.upper(),
             without_gossip=True,
             without_mingle=True,
@@ -128,15 +125,12 @@ class WorkerProcess:
 
     def _recorded(self, group: list[Outcome]) -> None:
         self._loop.hand.forget((o.job_id, o.fence) for o in group)
-        self._refill.ask()
-        later = [o.delay for o in group if o.state is JobState.QUEUED and o.delay]
-        if later:
-            self._refill.ask_again_in(min(later))
+        self._refill.ask(o.delay for o in group if o.state is JobState.QUEUED and o.delay)
 
     def _drain(self) -> None:
         log.info("draining", worker=self._me.name, in_flight=self._loop.in_flight)
         self._loop.drain(self._settings.drain_s)
-        self._recorder.stop()
+        self._recorder.stop(self._settings.times.lease)
         self._heartbeat.stop()
         self._refill.stop()
         claims.leave(self._db, self._me)
@@ -149,75 +143,3 @@ def _end_process(fault: threading.ExceptHookArgs) -> None:
         "a thread of the worker died", thread=getattr(fault.thread, "name", "?"), error=fault.exc_type.__name__
     )
     os._exit(70)
-
-
-class Refill(threading.Thread):
-    """Fills the windows after finished work; any number of requests while it runs are one."""
-
-    def __init__(self, db: Database, publisher: Publisher, registry: Registry, settings: Settings) -> None:
-        super().__init__(name="refill", daemon=True)
-        self._db = db
-        self._publisher = publisher
-        self._classes = list(registry.classes)
-        self._times = settings.times
-        self._asked = threading.Event()
-        self._again_at = float("inf")  #: monotonic; when a job that waits for its next attempt is due
-        self._stopping = False
-
-    def ask(self) -> None:
-        """There may be room."""
-        self._asked.set()
-
-    def ask_again_in(self, seconds: float) -> None:
-        """A job will be due."""
-        self._again_at = min(self._again_at, time.monotonic() + seconds)
-        self._asked.set()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopping = True
-        self._asked.set()
-        self.join()
-        self._publisher.close()
-
-    def run(self) -> None:
-        while not self._stopping:
-            self._asked.wait(timeout=max(0.0, min(self._again_at - time.monotonic(), 3600.0)))
-            self._asked.clear()
-            if time.monotonic() >= self._again_at:
-                self._again_at = float("inf")
-            try:
-                if not self._stopping:
-                    fill(self._db, self._publisher, self._classes, self._times)
-            except BrokerDown as error:
-                log.warning(str(error))
-            except Exception as error:  # beat's tick looks again
-                log.error("dispatch failed", error=type(error).__name__)
-
-
-def _consume_step(loop: Loop, queues: Sequence[str]) -> type[bootsteps.StartStopStep]:
-    """A consumer step that stops consuming while the loop takes nothing, on the hub's own thread."""
-
-    class ConsumeWhileTaking(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
-        requires = {"celery.worker.consumer.tasks:Tasks"}  # noqa: RUF012  Celery's own class attribute
-        consuming = True
-
-        def start(self, consumer: Consumer) -> None:
-            self.consuming = True
-            for queue in queues:  # a reconnect must not leave a queue out
-                if queue not in consumer.app.amqp.queues.consume_from:
-                    consumer.add_task_queue(queue)
-            self.timer = consumer.timer.call_repeatedly(CONSUME_CHECK_S, self.check, (consumer,))
-
-        def stop(self, consumer: Consumer) -> None:
-            if getattr(self, "timer", None) is not None:
-                self.timer.cancel()
-
-        def check(self, consumer: Consumer) -> None:
-            if loop.takes == self.consuming:
-                return
-            self.consuming = loop.takes
-            for queue in queues:
-                (consumer.add_task_queue if self.consuming else consumer.cancel_task_queue)(queue)
-
-    return ConsumeWhileTaking

@@ -33,13 +33,15 @@ class Recorder(threading.Thread):
         self._idle = idle
         self._recorded = recorded
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        self._give_up_at = float("inf")
 
     def put(self, outcome: Outcome) -> None:
         """Record this with the next group."""
         self._outcomes.put(outcome)
 
-    def stop(self) -> None:
-        """Write what is left, then end."""
+    def stop(self, within_s: float) -> None:
+        """Write what is left, then end; a ledger that cannot be written is given up then, and the leases run out."""
+        self._give_up_at = time.monotonic() + within_s
         self._outcomes.put(None)
         self.join()
 
@@ -71,7 +73,7 @@ class Recorder(threading.Thread):
 
     def _write(self, group: list[Outcome]) -> None:
         left, stale = list(group), 0
-        while left:
+        while left and time.monotonic() < self._give_up_at:
             try:
                 stale += record(self._db, left)
             except SQLAlchemyError as error:  # results wait here; their leases end, the fences decide later

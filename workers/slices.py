@@ -12,10 +12,11 @@ from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.ledger import claims
-from tasks.ledger.claims import Identity
+from tasks.ledger.claims import ALONE_CRASHES, Identity
 from tasks.ledger.database import Database
 from tasks.queues import RUN_SLICE
 from tasks.settings import Times
+from workers.hand import Held
 from workers.loop import Loop
 
 log = structlog.get_logger(__name__)
@@ -28,22 +29,29 @@ def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Ti
     def run_slice(slice: str) -> None:
         try:
             take(slice)
-        except SQLAlchemyError as error:  # unclaimed: the sweep sends it again; claimed: its lease runs out
+        except SQLAlchemyError as error:  # nothing was claimed: the sweep sends the slice again
             log.error("a slice could not be claimed", slice=slice[:64], error=type(error).__name__)
 
     def take(slice_id: str) -> None:
         if not loop.takes:
             claims.put_back(db, slice_id)
             return
-        at_once = loop.has_room()
+        at_once = loop.line.open()
         claimed_at = time.monotonic()
         held = loop.hand.take(claims.claim(db, slice_id, me, times.lease, started=at_once), claimed_at, times.lease)
         if not held:
             return
-        if at_once:
+        alone = any(h.job.crashes >= ALONE_CRASHES for h in held)
+        if at_once and not alone:
             loop.hand_over(held)
             return
-        with loop.room() as takes:
+        with loop.line.turn(held[0].job.priority, alone=alone) as takes:
             if takes:
-                claims.mark_started(db, [h.job for h in held])
+                mark_started(held)
             loop.hand_over(held)
+
+    def mark_started(held: list[Held]) -> None:
+        try:
+            claims.mark_started(db, [h.job for h in held])
+        except SQLAlchemyError as error:  # they run unmarked: a crash would not be counted, nothing else is lost
+            log.error("jobs could not be marked as started", error=type(error).__name__)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,8 +110,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, OffloadError):
         click.echo(f"offload: {error}", err=True)
         return error.exit_code
-    if _debugging():
-        raise error
+    if _debugging():  # where, and not what: a foreign message may hold a prompt
+        traceback.print_tb(error.__traceback__)
     click.echo(f"offload: unexpected {_name(error)}; OFFLOAD_LOG_LEVEL=debug shows where", err=True)
     return 1
 

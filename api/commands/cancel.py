@@ -6,7 +6,9 @@ import click
 
 from api.commands.output import print_json, say
 from api.use_cases.pool import Pool
+from tasks.errors import PoolError
 from tasks.ledger import endings, reading
+from tasks.states import BatchState
 
 
 @click.command()
@@ -15,7 +17,8 @@ from tasks.ledger import endings, reading
 def cancel(batch_id: str, as_json: bool) -> None:
     """Cancel what batch ID still has before it; calls in flight are closed, finished results are kept."""
     pool = Pool()
-    reading.batch(pool.db, batch_id)
+    if reading.batch(pool.db, batch_id).state == BatchState.LOADING:
+        raise PoolError("the batch is being submitted; interrupt that submit, and nothing of it stays")
     stopped = endings.cancel(pool.db, batch_id)
     row = reading.batch(pool.db, batch_id)
     if as_json:

@@ -29,6 +29,7 @@ def check(as_json: bool) -> None:
 
 
 @config.command()
+@click.option("--json", is_flag=True, expose_value=False, help="Print JSON, which it always is.")
 def schema() -> None:
     """Print offload.yaml's JSON Schema, for editors."""
     print_json(config_schema())

@@ -146,6 +146,18 @@ def result_file(path: str | None) -> Iterator[BinaryIO]:
         raise
 
 
+def write_results(path: str | None, lines: Iterable[bytes], *, as_array: bool) -> None:
+    """Write result lines: JSONL, or one JSON array."""
+    before, between, after = (b"[\n", b",\n", b"\n]\n") if as_array else (b"", b"\n", b"\n")
+    with result_file(path) as out:
+        out.write(before)
+        empty = True
+        for line in lines:
+            out.write(line if empty else between + line)
+            empty = False
+        out.write(after if as_array or not empty else b"")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

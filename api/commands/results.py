@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from api.commands.output import result_file
+from api.commands.output import write_results
 from api.use_cases.pool import Pool
 from tasks.ledger import reading
 from tasks.states import TERMINAL
@@ -19,11 +19,4 @@ def results(batch_id: str, output: str | None, state: str | None, as_json: bool)
     """Print the results of batch ID, in input order; while it runs, those there are."""
     pool = Pool()
     reading.batch(pool.db, batch_id)
-    before, between, after = (b"[\n", b",\n", b"\n]\n") if as_json else (b"", b"\n", b"\n")
-    with result_file(output) as out:
-        out.write(before)
-        empty = True
-        for line in reading.results(pool.db, batch_id, state):
-            out.write(line if empty else between + line)
-            empty = False
-        out.write(after if as_json or not empty else b"")
+    write_results(output, reading.results(pool.db, batch_id, state), as_array=as_json)

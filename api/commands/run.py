@@ -11,7 +11,7 @@ import click
 import orjson
 
 from api.commands.output import say
-from api.commands.submit import dispatch_now
+from api.commands.submit import dispatch_now, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import submit_line
 from tasks.errors import InputError, LineFault
@@ -54,8 +54,10 @@ def run(
         line["schema"] = _schema(schema)
     pool = Pool()
     batch_id = submit_line(pool, orjson.dumps(line), name=f"run {category}", priority=RUN_PRIORITY)
-    dispatch_now(pool)
-    sys.exit(_finish(pool, batch_id, form, timeout))
+    with going_on(batch_id):
+        dispatch_now(pool)
+        job = _wait(pool, batch_id, timeout)
+    sys.exit(_finish(job, batch_id, form))
 
 
 def _prompt(given: str) -> str:
@@ -84,17 +86,12 @@ def _schema(path: Path) -> Any:
         raise InputError([LineFault(0, str(path), f"is not JSON (line {error.lineno}: {error.msg})")]) from None
 
 
-def _finish(pool: Pool, batch_id: str, form: str, timeout: float | None) -> int:
-    try:
-        job = _wait(pool, batch_id, timeout)
-    except KeyboardInterrupt:
-        say(f"\nthe job goes on; come back with: offload wait {batch_id}; offload results {batch_id}")
-        return 130
+def _finish(job: Any, batch_id: str, form: str) -> int:
     if job is None:
         say(f"not finished in time; the job goes on: offload wait {batch_id}; offload results {batch_id}")
         return 4
     if form == "json":
-        sys.stdout.buffer.write(reading.result_line(job) + b"\n")
+        sys.stdout.buffer.write(reading.result_line(job, job.output) + b"\n")
     elif job.state in ANSWERED:
         _print_output(job.output)
     sys.stdout.flush()

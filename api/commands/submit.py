@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from api.commands.output import check_writable, print_json, result_file, say, show_progress
+from api.commands.output import check_writable, print_json, say, show_progress, write_results
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, Submitted, opened
 from api.use_cases.submitting import submit as submit_file
 from api.use_cases.watching import Progress, watch
-from tasks.errors import LineFault
+from tasks.errors import BrokerDown, LineFault
 from tasks.ledger import reading
-from tasks.queues import BrokerDown
 
 #: lines after which a long submit says where it is
 SAY_EVERY_LINES = 100_000
@@ -61,9 +62,24 @@ def submit(
     )
     with opened(file, sys.stdin.buffer) as source:
         done = submit_file(pool, source, request)
-    _announce(pool, done, rejects, to_stdout=not waits or output not in (None, "-"), as_json=as_json)
-    if waits:
-        sys.exit(_wait_and_write(pool, done.batch_id, output, timeout))
+    to_stdout = not waits or output not in (None, "-")
+    _announce(done, rejects, to_stdout=to_stdout, as_json=as_json)
+    with going_on(done.batch_id):
+        dispatch_now(pool)
+        if waits:
+            last = show_progress(watch(pool, done.batch_id, timeout))
+            write_results(output, reading.results(pool.db, done.batch_id), as_array=as_json and not to_stdout)
+            sys.exit(exit_code(last))
+
+
+@contextmanager
+def going_on(batch_id: str) -> Iterator[None]:
+    """Ctrl-C in here leaves the batch running and says how to come back."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\nthe batch goes on; come back with: offload wait {batch_id}; offload results {batch_id}")
+        sys.exit(130)
 
 
 class Rejects:
@@ -100,7 +116,7 @@ def _say_progress(what: str, lines: int) -> None:
         say(f"{lines:,} lines {what}")
 
 
-def _announce(pool: Pool, done: Submitted, rejects: Rejects, *, to_stdout: bool, as_json: bool) -> None:
+def _announce(done: Submitted, rejects: Rejects, *, to_stdout: bool, as_json: bool) -> None:
     if not done.new:
         say("this idempotency key was submitted before: the same batch")
     elif rejects.path is not None:
@@ -111,7 +127,6 @@ def _announce(pool: Pool, done: Submitted, rejects: Rejects, *, to_stdout: bool,
         click.echo(done.batch_id)
     else:
         say(done.batch_id)
-    dispatch_now(pool)
 
 
 def dispatch_now(pool: Pool) -> None:
@@ -120,23 +135,8 @@ def dispatch_now(pool: Pool) -> None:
         pool.dispatch()
     except BrokerDown as error:
         say(f"{error}: the jobs wait in the ledger; `offload up` runs them")
-
-
-def _wait_and_write(pool: Pool, batch_id: str, output: str | None, timeout: float | None) -> int:
-    last = follow(pool, batch_id, timeout)
-    with result_file(output) as out:
-        for line in reading.results(pool.db, batch_id):
-            out.write(line + b"\n")
-    return exit_code(last)
-
-
-def follow(pool: Pool, batch_id: str, timeout: float | None) -> Progress:
-    """Show progress to the end; Ctrl-C leaves the batch running and says how to come back."""
-    try:
-        return show_progress(watch(pool, batch_id, timeout))
-    except KeyboardInterrupt:
-        say(f"\nthe batch goes on; come back with: offload wait {batch_id}")
-        sys.exit(130)
+    except Exception as error:  # the promise is given: nothing may look as if it were not
+        say(f"the jobs wait for beat to send them ({type(error).__name__})")
 
 
 def exit_code(last: Progress) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from api.commands.output import print_json, say, seconds, table
-from api.commands.submit import exit_code, follow
+from api.commands.output import print_json, say, seconds, show_progress, table
+from api.commands.submit import exit_code, going_on
 from api.use_cases.pool import Pool
-from api.use_cases.watching import counts, live_workers, why_waiting
+from api.use_cases.watching import counts, is_running, live_workers, watch, why_waiting
 from tasks.ledger import reading
 from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 
@@ -24,7 +24,8 @@ from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 def wait(batch_id: str, timeout: float | None, as_json: bool) -> None:
     """Wait until batch ID is over; exit 6 when some of its jobs were not done."""
     pool = Pool()
-    last = follow(pool, batch_id, timeout)
+    with going_on(batch_id):
+        last = show_progress(watch(pool, batch_id, timeout))
     if as_json:
         print_json({"id": batch_id, "state": last.state, "total": last.total, **last.counts})
     sys.exit(exit_code(last))
@@ -81,14 +82,16 @@ def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
     row = reading.batch(pool.db, batch_id)
     categories = reading.by_category(pool.db, batch_id)
     waiting = why_waiting(pool, batch_id) if row.state == BatchState.OPEN else {}
-    if as_json:
-        print_json(_batch_json(row) | {"categories": [asdict(c) for c in categories], "waiting": waiting})
-        return
     ended = sum(counts(row).values())
     took = (row.finished_at or time.time()) - (row.opened_at or row.created_at)
     rate = ended / took if took > 0 else 0.0
-    left = f", {seconds((row.total - ended) / rate)} left" if row.state == BatchState.OPEN and rate else ""
-    click.echo(f"{row.id}  {row.state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{left}")
+    left = (row.total - ended) / rate if row.state == BatchState.OPEN and rate else None
+    if as_json:
+        more = {"took_s": took, "rate": rate, "left_s": left, "waiting": waiting}
+        print_json(_batch_json(row) | more | {"categories": [asdict(c) for c in categories]})
+        return
+    words = f", {seconds(left)} left" if left is not None else ""
+    click.echo(f"{row.id}  {row.state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{words}")
     click.echo(category_table(categories))
     for name, reason in waiting.items():
         click.echo(f"class {name}: {reason}")
@@ -119,7 +122,7 @@ def category_table(categories: list[reading.CategorySummary]) -> str:
 def _pool_status(pool: Pool, as_json: bool) -> None:
     workers = live_workers(pool, reading.all_workers(pool.db))
     open_ = [r for r in reading.recent_batches(pool.db, 1000) if r.state == BatchState.OPEN]
-    running = pool.settings.broker_url() is not None
+    running = is_running(pool)
     if as_json:
         rows = [
             {"name": w.name, "classes": w.classes, "in_flight": w.in_flight, "capacity": w.capacity, "health": w.health}
@@ -127,7 +130,8 @@ def _pool_status(pool: Pool, as_json: bool) -> None:
         ]
         print_json({"running": running, "workers": rows, "open_batches": [_batch_json(r) for r in open_]})
         return
-    say("" if running else "the pool is not running: offload up")
+    if not running:
+        say("the pool is not running: offload up")
     head = ("worker", "health", "in flight", "of", "classes")
     click.echo(table(head, [(w.name, w.health, w.in_flight, w.capacity, ", ".join(w.classes)) for w in workers]))
     waiting = sum(r.open for r in open_)

@@ -158,6 +158,8 @@ class Supervisor:
                 return server.url
             role.ask_to_stop()
             role.join()
+            if self._stop:
+                raise PoolError("stopped while starting")
         raise PoolError(f"the embedded Redis does not start; see above, and {self.settings.home / 'redis'}")
 
     def _answers(self, url: str, role: Role) -> bool:
@@ -180,7 +182,9 @@ class Supervisor:
         config = discover.choose(discover.find_servers())
         if self.simulate and not discover.serves_all(config):
             config = discover.simulated(self._start_simulator())
-        detected.write_text("# written by `offload up`; it is made anew each time\n" + yaml.safe_dump(config))
+        partial = detected.with_suffix(".new")
+        partial.write_text("# written by `offload up`; it is made anew each time\n" + yaml.safe_dump(config))
+        partial.replace(detected)
         if not config["providers"]:
             log.warning("no model server was found; jobs wait until one is there", looking_again_every_s=LOOK_AGAIN_S)
         return load_registry(self.settings)

@@ -143,7 +143,7 @@ def _gguf(provider: Provider) -> Finding:
     if provider.path is None or not provider.path.expanduser().is_file():
         return Finding(name, False, f"there is no file {provider.path}", f"correct providers.{provider.name}.path")
     if importlib.util.find_spec("xllamacpp") is None:
-        return Finding(name, False, "llama.cpp is not installed", "pip install 'offload[llamacpp]'")
+        return Finding(name, False, "llama.cpp is not installed", "pip install xllamacpp")
     return Finding(name, True, f"{provider.path}, served by its worker")
 
 
@@ -169,7 +169,7 @@ def _served(model_class: ModelClass, registry: Registry, probes: dict[str, Probe
             yield Finding(name, True, where)
         elif probe.health is Health.OFFLINE:
             yield Finding(name, False, f"{where}: the provider is away", f"start provider {serve.provider}")
-        elif probe.models and not _has(probe, serve.model):
+        elif not probe.has(serve.model):
             ollama = registry.providers[serve.provider].kind == "ollama"
             fix = (
                 f"ollama pull {serve.model}"
@@ -179,10 +179,6 @@ def _served(model_class: ModelClass, registry: Registry, probes: dict[str, Probe
             yield Finding(name, False, f"{where}: the provider does not have it", fix)
         else:
             yield Finding(name, True, where)
-
-
-def _has(probe: Probe, model: str) -> bool:
-    return model in probe.models or f"{model}:latest" in probe.models
 
 
 def _workers(pool: Pool, registry: Registry) -> Iterator[Finding]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 
 from tasks.config import load_registry
+from tasks.errors import BrokerDown
 from tasks.ledger.database import Database, open_ledger
-from tasks.queues import BrokerDown
 from tasks.registry import Registry
 from tasks.settings import Settings, load_settings
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.use_cases.pool import Pool
 from tasks.errors import InputError, LineFault, PoolError
 from tasks.ledger import submit as loading
-from tasks.registry import Registry
+from tasks.registry import Registry, nearest
 from tasks.schemas import MAX_LINE_BYTES, NewJob, parse_line
 
 #: is told of every fault as it is found
@@ -90,8 +90,6 @@ def submit_line(pool: Pool, line: bytes, *, name: str | None, priority: int) -> 
 
 
 def _check_category(registry: Registry, category: str) -> None:
-    from tasks.registry import nearest
-
     if category not in registry.categories:
         raise InputError(
             [
@@ -131,7 +129,7 @@ class _LazyFile:
             return
         if self._file is None:
             self._file = self._stack.enter_context(self._make())
-        self._file.write(line.rstrip(b"\r\n") + b"\n")
+        self._file.write(line)
 
 
 class _Pass:
@@ -150,7 +148,7 @@ class _Pass:
         """The valid jobs; faults are reported and counted as they are met."""
         self._source.seek(0)
         with seen_ids() as first_line:
-            for number, raw in read_lines(self._source):
+            for number, raw in read_lines(self._source, self._rest_of_line):
                 self._hash.update(raw)
                 if number % 1000 == 0:
                     self._request.on_progress(what, number)
@@ -183,23 +181,33 @@ class _Pass:
         if self.rejects is not None:
             self.rejects.write(raw)
 
+    def _rest_of_line(self, part: bytes) -> None:
+        self._hash.update(part)
+        if self.rejects is not None:
+            self.rejects.write(part)
 
-def read_lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, bytes) of every line that is not blank; of a line too long, its first bytes only."""
+
+def read_lines(source: BinaryIO, rest: Callable[[bytes], None] = lambda part: None) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, bytes) of every line that is not blank; of a line too long, its first bytes only.
+
+    `rest` is then given the others, piece by piece.
+    """
     number = 0
     while raw := source.readline(MAX_LINE_BYTES + 2):
         number += 1
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-            _skip_rest(source)
         if raw.strip():
             yield number, raw
+        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            _read_rest(source, rest)
 
 
-def _skip_rest(source: BinaryIO) -> None:
-    while (part := source.readline(1 << 20)) and not part.endswith(b"\n"):
-        pass
+def _read_rest(source: BinaryIO, rest: Callable[[bytes], None]) -> None:
+    while part := source.readline(1 << 20):
+        rest(part)
+        if part.endswith(b"\n"):
+            return
 
 
 @contextmanager

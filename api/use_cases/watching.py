@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from api.embedded.state import running_pid
 from api.use_cases.pool import Pool
 from tasks.ledger import reading
 from tasks.states import TERMINAL, BatchState, JobState
@@ -93,7 +94,7 @@ def _reason(pool: Pool, batch_id: str, name: str, states: dict[str, int], worker
     serving = [w for w in live if name in w.classes]
     if states.get(JobState.RUNNING):
         return f"{states[JobState.RUNNING]} running on {', '.join(w.name for w in serving) or 'a worker'}"
-    if pool.settings.broker_url() is None:
+    if not is_running(pool):
         return "the pool is not running: offload up"
     if not serving:
         return f"no live worker serves class {name}: offload doctor"
@@ -102,6 +103,13 @@ def _reason(pool: Pool, batch_id: str, name: str, states: dict[str, int], worker
     if error := reading.last_error(pool.db, batch_id, name):
         return f"waits to be tried again: {error}"
     return f"waits for its turn on {', '.join(w.name for w in serving)}"
+
+
+def is_running(pool: Pool) -> bool:
+    """Whether a pool runs here: its supervisor's lock is held, or with a Redis elsewhere, a worker lives."""
+    if running_pid(pool.settings) is not None:
+        return True
+    return pool.settings.redis_url is not None and bool(live_workers(pool, reading.all_workers(pool.db)))
 
 
 def live_workers(pool: Pool, workers: list[Any]) -> list[Any]:

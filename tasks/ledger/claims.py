@@ -19,6 +19,10 @@ slices = Slice.__table__  # type: ignore[attr-defined]
 workers = Worker.__table__  # type: ignore[attr-defined]
 
 
+#: crashes from which on a job runs in no other slice's company (workers/line.py)
+ALONE_CRASHES = 2
+
+
 @dataclass(frozen=True)
 class Identity:
     """A worker process: `run_id` is new with every start, so that an older one can be told apart."""
@@ -46,6 +50,7 @@ class Claimed:
     model: str | None
     priority: int
     attempts: int
+    crashes: int
     body: bytes
 
 
@@ -53,7 +58,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
     """Take the jobs of a slice: dispatched → running, fence + 1, in one statement.
 
     A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing.
-    `started` says that the jobs go to the loop at once.
+    `started` says that the jobs go to the loop at once, unless they are suspects that must run alone.
     """
     with db.write() as c:
         now = db.now(c)
@@ -66,7 +71,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 lease_until=now + lease_s,
                 worker=me.name,
                 run_id=me.run_id,
-                started_at=now if started else None,
+                started_at=case((jobs.c.crashes < ALONE_CRASHES, now), else_=None) if started else None,
                 in_company=False,
                 slice_id=None,
             )
@@ -79,6 +84,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 jobs.c.model,
                 jobs.c.priority,
                 jobs.c.attempts,
+                jobs.c.crashes,
                 jobs.c.rank,
                 jobs.c.line,
             )
@@ -98,6 +104,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
             model=r.model,
             priority=r.priority,
             attempts=r.attempts,
+            crashes=r.crashes,
             body=texts[r.id],
         )
         for r in taken
@@ -180,13 +187,29 @@ def register(db: Database, me: Identity, classes: Sequence[str], capacity: int) 
         )
 
 
-def report(db: Database, me: Identity, *, in_flight: int, consuming: bool, health: str, detail: str) -> None:
-    """A worker's heartbeat; raises StaleWorker when another process has taken the name."""
+def report(
+    db: Database,
+    me: Identity,
+    *,
+    in_flight: int,
+    serving: Sequence[str],
+    consuming: bool,
+    health: str,
+    detail: str,
+) -> None:
+    """A worker's heartbeat; raises StaleWorker when another process has taken the name. serving: its classes now."""
     with db.write() as c:
         seen = c.execute(
             update(workers)
             .where(workers.c.name == me.name, workers.c.run_id == me.run_id)
-            .values(last_seen=db.now(c), in_flight=in_flight, consuming=consuming, health=health, detail=detail)
+            .values(
+                last_seen=db.now(c),
+                in_flight=in_flight,
+                classes=list(serving),
+                consuming=consuming,
+                health=health,
+                detail=detail,
+            )
         )
         if seen.rowcount != 1:
             raise StaleWorker(f"another process has taken the name {me.name}; this one stops")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from tasks.errors import ConfigError, PoolError
 
 #: milliseconds SQLite waits for another writer; every transaction is short, so this is generous
 BUSY_TIMEOUT_MS = 20_000
+#: grows with every change of the tables
+SCHEMA_VERSION = 1
+#: tries, 50 ms apart, to switch a new ledger to WAL while another process does so too
+WAL_TRIES = 100
 
 
 class Database:
@@ -87,31 +92,41 @@ def open_ledger(url: str) -> Database:
     path = Path(str(make_url(url).database))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not _has_tables(database):
+        made_by = _schema_version(database)
+        if made_by == 0:
             _create(database)
+        elif made_by != SCHEMA_VERSION:
+            raise PoolError(
+                f"the ledger {path} was made by another version of Offload (tables {made_by}, here {SCHEMA_VERSION}); "
+                "use that version, or another OFFLOAD_HOME"
+            )
     except (OperationalError, OSError) as error:
         reason = getattr(error, "orig", None) or error
         raise PoolError(f"the ledger {path} cannot be opened: {reason}") from None
     return database
 
 
-def _has_tables(database: Database) -> bool:
+def _schema_version(database: Database) -> int:
+    """What made the tables; 0 where there are none."""
     with database.read() as c:
-        return bool(c.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'ticks'")).scalar())
+        return int(c.execute(text("PRAGMA user_version")).scalar() or 0)
 
 
 def _create(database: Database) -> None:
     # Two processes that set WAL at once fail, and one that finds it set changes nothing.
     raw = database.engine.raw_connection()
     try:
-        for _ in range(100):
+        for attempt in range(WAL_TRIES):
             try:
                 raw.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
                 break
-            except Exception:
+            except sqlite3.OperationalError as error:
+                if attempt == WAL_TRIES - 1:
+                    raise PoolError(f"the ledger cannot be put into WAL mode: {error}") from None
                 time.sleep(0.05)
     finally:
         raw.close()
     with database.write() as c:
         SQLModel.metadata.create_all(c)
+        c.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
     Path(str(make_url(database.url).database)).chmod(0o600)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from tasks.ledger.database import Database
 from tasks.states import TERMINAL, JobState
 from tasks.tables import Batch, Job, Output, Tick, Worker
 
-#: results one page holds
-PAGE = 500
+#: results one page holds, and outputs read at once; an output may be 16 MB
+PAGE, OUTPUTS = 500, 20
 
 batches = Batch.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
@@ -129,18 +129,25 @@ def results(db: Database, batch_id: str, state: str | None = None) -> Iterator[b
     while True:
         with db.read() as c:
             query = (
-                select(jobs, outputs.c.output)
-                .outerjoin(outputs, outputs.c.job_id == jobs.c.id)
+                select(jobs)
                 .where(jobs.c.batch_id == batch_id, jobs.c.line > last, jobs.c.state.in_(wanted))
                 .order_by(jobs.c.line)
                 .limit(PAGE)
             )
             page = c.execute(query).all()
-        for row in page:
-            yield result_line(row)
+        for start in range(0, len(page), OUTPUTS):
+            yield from _with_outputs(db, page[start : start + OUTPUTS])
         if len(page) < PAGE:
             return
         last = page[-1].line
+
+
+def _with_outputs(db: Database, page: Sequence[Row[Any]]) -> Iterator[bytes]:
+    with db.read() as c:
+        query = select(outputs).where(outputs.c.job_id.in_([row.id for row in page]))
+        found = {row.job_id: row.output for row in c.execute(query)}
+    for row in page:
+        yield result_line(row, found.pop(row.id, None))
 
 
 def one_job(db: Database, batch_id: str) -> Row[Any]:
@@ -156,13 +163,13 @@ def one_job(db: Database, batch_id: str) -> Row[Any]:
         return c.execute(query).one()
 
 
-def result_line(row: Row[Any]) -> bytes:
+def result_line(row: Row[Any], output: bytes | None) -> bytes:
     """A result as the README shows it."""
     line: dict[str, Any] = {
         "id": row.line_id,
         "category": row.category,
         "state": row.state,
-        "output": None if row.output is None else orjson.Fragment(row.output),
+        "output": None if output is None else orjson.Fragment(output),
         "model": row.served_model,
         "provider": row.provider,
         "node": row.node,
@@ -170,7 +177,7 @@ def result_line(row: Row[Any]) -> bytes:
         "tokens": {"in": row.tokens_in, "out": row.tokens_out},
         "duration_ms": None if row.duration_ms is None else round(row.duration_ms, 1),
     }
-    if row.error_code and row.output is None:
+    if row.error_code and output is None:
         line["error"] = {"code": row.error_code, "message": row.error_message}
     return orjson.dumps(line)
 

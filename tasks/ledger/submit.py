@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -17,8 +16,8 @@ from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
 from tasks.tables import Batch, Body, Job
 
-#: jobs a commit; half a million rows in one would hold SQLite's write lock for 13 s
-COMMIT_JOBS = 5_000
+#: jobs and bytes of bodies a commit; half a million rows in one would hold SQLite's write lock for 13 s
+COMMIT_JOBS, COMMIT_BYTES = 5_000, 8_000_000
 #: shared prefixes remembered while loading; bounds the memory of a batch of any size
 PREFIXES = 10_000
 #: seconds from submit after which unfinished jobs expire
@@ -92,8 +91,7 @@ def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0)
     """Insert jobs in commits of COMMIT_JOBS; returns how many."""
     ranks: dict[int, int] = {}
     total = 0
-    stream = iter(lines)
-    while chunk := list(islice(stream, COMMIT_JOBS)):
+    for chunk in _chunks(lines):
         with db.write() as c:
             now = db.now(c)
             touched = c.execute(
@@ -108,6 +106,19 @@ def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0)
             c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
         total += len(chunk)
     return total
+
+
+def _chunks(lines: Iterable[NewJob]) -> Iterator[list[NewJob]]:
+    chunk: list[NewJob] = []
+    size = 0
+    for job in lines:
+        chunk.append(job)
+        size += len(job.body)
+        if len(chunk) >= COMMIT_JOBS or size >= COMMIT_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _rank(ranks: dict[int, int], job: NewJob) -> int:

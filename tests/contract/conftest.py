@@ -25,7 +25,7 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(params=["ollama", "openai"])
+@pytest.fixture(params=["ollama", "openai", "gguf"])
 def kind(request: pytest.FixtureRequest) -> str:
     """The provider kinds that the simulator speaks."""
     return str(request.param)

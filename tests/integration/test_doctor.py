@@ -57,7 +57,7 @@ def report(pool: TestPool, classes: list[str] = CLASSES, health: str = "healthy"
     """What a worker of provider `sim` writes at each heartbeat."""
     me = Identity("here", "sim", "run", os.getpid())
     claims.register(pool.db, me, classes, 8)
-    claims.report(pool.db, me, in_flight=0, consuming=True, health=health, detail=detail)
+    claims.report(pool.db, me, in_flight=0, serving=classes, consuming=True, health=health, detail=detail)
 
 
 def assert_broken(pool: TestPool, check: str, detail: str, fix: str) -> None:

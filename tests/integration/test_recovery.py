@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,11 +16,36 @@ from tasks.app import make_app
 from tasks.ledger import reading
 from tasks.queues import RUN_SLICE, class_queue
 from tasks.tables import CallRow
-from tests.support.pool import TestPool
+from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
-from workers.simulator import BackgroundSimulator
+from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 calls = CallRow.__table__  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestPool, BackgroundSimulator]]:
+    """One Redis, ledger, simulator and beat for all that is broken here; workers are each test's own."""
+    with (
+        in_thread(SimulatorConfig(slots=64, loaded_limit=8)) as simulator,
+        running(tmp_path_factory.mktemp("recovery"), simulated(simulator.url)) as pool,
+    ):
+        pool.beat()
+        yield pool, simulator
+
+
+@pytest.fixture
+def simulator(shared: tuple[TestPool, BackgroundSimulator]) -> BackgroundSimulator:
+    """The model server, as if fresh."""
+    shared[1].reset()
+    return shared[1]
+
+
+@pytest.fixture
+def pool(shared: tuple[TestPool, BackgroundSimulator]) -> Iterator[TestPool]:
+    """The pool, with beat and without a worker."""
+    yield shared[0]
+    shared[0].kill_workers()
 
 
 def jobs(n: int, text: str = "Summarize this short note number") -> list[dict[str, Any]]:
@@ -36,7 +63,6 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing(
 ) -> None:
     """kill -9 of a worker: another process, of the same name or another, ends every job exactly once."""
     simulator.configure(ttft_s=0.15)
-    pool.beat()
     first = pool.worker()
     batch = pool.submit(jobs(120))
     eventually(lambda: pool.batch(batch).done >= 20, "some jobs are done")
@@ -53,7 +79,6 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing(
 def test_a_flushed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """FLUSHALL under load: the sweep sends the lost slices again."""
     simulator.configure(ttft_s=0.1)
-    pool.beat()
     pool.worker()
     batch = pool.submit(jobs(100))
     eventually(lambda: pool.batch(batch).done >= 5, "some jobs are done")
@@ -65,7 +90,6 @@ def test_a_flushed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimu
 def test_a_killed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """kill -9 of Redis and a start from its file: everything goes on by itself."""
     simulator.configure(ttft_s=0.1)
-    pool.beat()
     pool.worker()
     batch = pool.submit(jobs(100))
     eventually(lambda: pool.batch(batch).done >= 5, "some jobs are done")
@@ -77,7 +101,6 @@ def test_a_killed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimul
 
 def test_doubled_stale_and_forged_messages_claim_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """A message is a reference: sending it again, or one that names nothing, runs nothing twice."""
-    pool.beat()
     pool.worker()
     batch = pool.submit(jobs(30))
     app = make_app(pool.redis.url)
@@ -94,7 +117,6 @@ def test_doubled_stale_and_forged_messages_claim_nothing(pool: TestPool, simulat
 def test_a_message_that_is_no_task_of_ours_harms_no_job(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """Unknown tasks, wrong arguments and pickles are dropped, and the batch ends as if they were not there."""
     simulator.configure(ttft_s=0.05)
-    pool.beat()
     pool.worker()
     app = make_app(pool.redis.url)
     queue = class_queue("small")
@@ -108,17 +130,32 @@ def test_a_message_that_is_no_task_of_ours_harms_no_job(pool: TestPool, simulato
     assert_each_once(pool.finished(batch), 30)
 
 
+def test_a_message_that_died_with_its_worker_is_sent_again(pool: TestPool, simulator: BackgroundSimulator) -> None:
+    """What a killed worker had received and not claimed is not waited for until Celery gives it back."""
+    batch = pool.submit(jobs(8))
+    broker = pool.redis.client
+    while raw := broker.rpop(class_queue("small")):
+        assert isinstance(raw, bytes)
+        message = json.loads(raw)
+        held = json.dumps([message, "", class_queue("small")])
+        broker.hset("unacked", message["properties"]["delivery_tag"], held)
+    pool.worker()
+    assert_each_once(pool.finished(batch), 8)
+    broker.delete("unacked")
+
+
 def test_sigterm_drains_without_burning_attempts(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """A rolling restart: calls in flight end, the rest is given back, no attempt is burned and no call doubled."""
     simulator.configure(ttft_s=0.2)
-    pool.beat()
     first = pool.worker()
     batch = pool.submit(jobs(60))
     eventually(lambda: pool.batch(batch).done >= 8, "some jobs are done")
     first.terminate()
     assert first.wait(timeout=30) == 0
     assert pool.batch(batch).open > 0, "the drain must hit work in flight"
-    assert not reading.all_workers(pool.db), "a worker that leaves takes its row with it"
+    assert "here/sim" not in {w.name for w in reading.all_workers(pool.db)}, (
+        "a worker that leaves takes its row with it"
+    )
     pool.worker()
     results = pool.finished(batch)
     assert_each_once(results, 60)
@@ -134,7 +171,6 @@ def test_jobs_submitted_while_the_pool_is_down_run_when_it_is_up(pool: TestPool)
     batch = reading.recent_batches(pool.db, 1)[0].id
     assert pool.batch(batch).open == 10
     pool.redis.start()
-    pool.beat()
     pool.worker()
     assert_each_once(pool.finished(batch), 10)
 

@@ -82,6 +82,7 @@ class TestPool:
         }
         self.log = (folder / "roles.log").open("ab")
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._workers: list[subprocess.Popen[bytes]] = []
         self.pool = Pool(Settings(home=self.home, redis_url=self.redis.url, time_divisor=hurry, node="here"))
 
     @property
@@ -106,9 +107,17 @@ class TestPool:
         """Start a worker and wait until it takes work."""
         only = ("--serves", serves) if serves else ()
         process = self.start("worker", "--provider", provider, "--node", node, *only, **environment)
+        self._workers.append(process)
         name = f"{node}/{provider}"
         eventually(lambda: self._consumes(name, process.pid), f"{name} takes work", 60)
         return process
+
+    def kill_workers(self) -> None:
+        """kill -9 of every worker there is."""
+        for process in self._workers:
+            process.kill()
+            process.wait()
+        self._workers.clear()
 
     def _consumes(self, name: str, pid: int) -> bool:
         return any(w.name == name and w.pid == pid and w.health == "healthy" for w in reading.all_workers(self.db))

@@ -13,11 +13,11 @@ from sqlalchemy.engine import Row
 from sqlmodel import SQLModel
 
 from tasks import dispatch
+from tasks.errors import BrokerDown
 from tasks.ledger import claims, submit
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.database import Database, open_ledger
 from tasks.ledger.record import Outcome, record
-from tasks.queues import BrokerDown
 from tasks.schemas import NewJob
 from tasks.settings import Times
 from tasks.states import LIVE, MOVES, TERMINAL, BatchState, JobState
@@ -105,7 +105,15 @@ class Ledger:
 
     def beat(self, me: Identity, *, consuming: bool = True) -> None:
         """A worker's heartbeat."""
-        claims.report(self.db, me, in_flight=0, consuming=consuming, health="healthy", detail="")
+        claims.report(
+            self.db,
+            me,
+            in_flight=0,
+            serving=self.workers()[me.name].classes,
+            consuming=consuming,
+            health="healthy",
+            detail="",
+        )
 
     def fill(self, *classes: str) -> int:
         """Dispatch; the jobs sent."""
@@ -116,7 +124,11 @@ class Ledger:
         if slices is None:
             slices = [s[0] for s in self.sender.slices]
             self.sender.slices.clear()
-        return [j for s in slices for j in claims.claim(self.db, s, me, TIMES.lease, started=started)]
+        held = [j for s in slices for j in claims.claim(self.db, s, me, TIMES.lease, started=started)]
+        suspects = [j for j in held if j.crashes >= claims.ALONE_CRASHES]
+        if started and suspects:  # as a worker does when their turn has come
+            claims.mark_started(self.db, suspects)
+        return held
 
     def running(self, n: int = 1, *, started: bool = True, **submitted: Any) -> tuple[str, Identity, list[Claimed]]:
         """A batch of n jobs, all claimed by a new worker."""

@@ -111,6 +111,10 @@ class Probe:
     loaded: tuple[str, ...] = ()
     context: int | None = None
 
+    def has(self, model: str) -> bool:
+        """Whether it serves a model; a server that lists none is trusted. Ollama lists `x` as `x:latest`."""
+        return not self.models or model in self.models or f"{model}:latest" in self.models
+
 
 class Backend(Protocol):
     """The seam: one implementation per protocol."""

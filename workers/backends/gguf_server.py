@@ -98,7 +98,7 @@ class GgufServer:
 
     def _check(self) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
-            raise PoolError("serving a GGUF file needs llama.cpp: pip install 'offload[llamacpp]'")
+            raise PoolError("serving a GGUF file needs llama.cpp: pip install xllamacpp")
         try:
             with self.path.open("rb") as file:
                 magic = file.read(4)
@@ -122,7 +122,10 @@ class GgufServer:
     async def _address(self, process: Popen[bytes]) -> str:
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
-        said: dict[str, Any] = json.loads(line) if line else {}
+        try:
+            said: dict[str, Any] = json.loads(line) if line else {}
+        except ValueError:
+            raise PoolError(f"{self.path}: llama.cpp's child printed something else than its address") from None
         if "url" in said:
             return f"{said['url']}/v1"
         reason = said.get("error") or "it crashed while loading"

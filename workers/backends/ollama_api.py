@@ -108,6 +108,7 @@ class _Answer:
         self.complete = False
         self._name = name
         self._model = model
+        self._served: Any = None  #: what the server says it was
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._last: dict[str, Any] = {}
@@ -139,6 +140,7 @@ class _Answer:
             self.started = True
         if part.get("done"):
             self._last = part
+            self._served = part.get("model")
             self.complete = True
 
     def reply(self, times: Times) -> Reply:
@@ -150,7 +152,7 @@ class _Answer:
         except TypeError:
             raise malformed(self._name) from None
         return Reply(
-            self._model,
+            self._served if isinstance(self._served, str) and self._served else self._model,
             text,
             reasoning,
             finish_reason=str(self._last.get("done_reason") or "stop"),

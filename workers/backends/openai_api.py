@@ -92,6 +92,7 @@ class _Answer:
         self.complete = False
         self._name = name
         self._model = model
+        self._served: Any = None  #: what the server says it was
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._finish = "stop"
@@ -118,6 +119,7 @@ class _Answer:
                 self._choice(choices[0])
             if usage := event.get("usage"):
                 self._usage = usage
+            self._served = event.get("model") or self._served
         except (AttributeError, KeyError, TypeError):
             raise malformed(self._name) from None
 
@@ -139,7 +141,7 @@ class _Answer:
         usage = self._usage
         try:
             return Reply(
-                self._model,
+                self._served if isinstance(self._served, str) else self._model,
                 "".join(self._text),
                 "".join(self._reasoning),
                 finish_reason=self._finish,

@@ -74,7 +74,7 @@ def sent(ledger: Ledger, broker: redis.Redis, sender: Both) -> str:
 
 
 def resend(ledger: Ledger, broker: redis.Redis, sender: Both) -> int:
-    return sweep.resend_lost(ledger.db, broker, sender, TIMES.slice_lost)
+    return sweep.resend_lost(ledger.db, broker, sender, TIMES.slice_lost, TIMES.lease)
 
 
 def test_a_slice_in_its_list_is_not_sent_again(ledger: Ledger, broker: redis.Redis, sender: Both, sent: str) -> None:
@@ -86,11 +86,13 @@ def test_a_slice_in_its_list_is_not_sent_again(ledger: Ledger, broker: redis.Red
 def test_a_slice_a_worker_has_received_is_not_sent_again(
     ledger: Ledger, broker: redis.Redis, sender: Both, sent: str
 ) -> None:
-    """What kombu keeps in `unacked` is with a worker."""
+    """What kombu keeps in `unacked` is with a worker, but not for longer than a lease."""
     for n, raw in enumerate(broker.lrange(QUEUE, 0, -1)):
         broker.hset("unacked", f"tag{n}", json.dumps([json.loads(raw), "offload", QUEUE]))
     broker.delete(QUEUE)
     assert resend(ledger, broker, sender) == 0
+    ledger.wait(TIMES.lease)
+    assert resend(ledger, broker, sender) == 2, "a worker that was killed leaves what it had received there"
 
 
 def test_a_slice_that_is_nowhere_is_sent_again(ledger: Ledger, broker: redis.Redis, sender: Both, sent: str) -> None:

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from tasks import dispatch
+from tasks.errors import BrokerDown
 from tasks.ledger import claims, endings, submit
-from tasks.queues import BrokerDown
 from tasks.states import JobState
 from tasks.tables import Job
 from tasks.turns import IDLE_WINDOW, WINDOW, slice_size

@@ -29,7 +29,7 @@ classes:
     serve:
       - {provider: gpu1, model: "gemma3:4b"}
       - {provider: gpu2, model: "gemma3:4b"}
-      - {provider: gpu2, model: "qwen3:4b", context: 4096}
+      - {provider: gpu2, model: "qwen3:4b", context: 8192}
   mine:
     serve:
       - {provider: gpu1, model: "big:70b"}
@@ -123,7 +123,7 @@ def test_what_a_provider_runs_for_a_class() -> None:
     """The first model it has for the class, or the one that was pinned, or nothing."""
     registry = read(SHARED)
     assert registry.serve("small", "gpu2") == Serve(provider="gpu2", model="gemma3:4b")
-    assert registry.serve("small", "gpu2", "qwen3:4b") == Serve(provider="gpu2", model="qwen3:4b", context=4096)
+    assert registry.serve("small", "gpu2", "qwen3:4b") == Serve(provider="gpu2", model="qwen3:4b", context=8192)
     assert registry.serve("small", "gpu1", "qwen3:4b") is None
     assert registry.serve("mine", "gpu2") is None
     assert registry.serve("nothing", "gpu2") is None
@@ -134,8 +134,9 @@ def test_context_is_the_models_own_then_the_classs_then_the_default() -> None:
     """The nearest word on how many tokens fit counts."""
     registry = read(SHARED)
     small, mine = registry.classes["small"], registry.classes["mine"]
-    assert [small.context(s) for s in small.serve] == [8192, 8192, 4096]
+    assert [small.context(s) for s in small.serve] == [8192, 8192, 8192]
     assert mine.context(mine.serve[0]) == 32768
+    assert mine.context(mine.serve[0].model_copy(update={"context": 4096})) == 4096
     assert mine.model_copy(update={"options": {}}).context(mine.serve[0]) == 8192
 
 
@@ -182,6 +183,16 @@ FAULTS = {
     "a misspelt timeout": (
         "classes:\n  small:\n    timeouts:\n      totl: 1",
         "4: classes.small.timeouts.totl: unknown key (did you mean 'total'?)",
+    ),
+    "models of one class that hold different prompts": (
+        TWO + "classes:\n  mine:\n    serve:\n      - {provider: gpu2, model: a, context: 1024}\n"
+        "      - {provider: gpu2, model: b, context: 4096}",
+        "8: classes.mine.serve.1.context: models of one class stand in for each other: "
+        "give all the same context, or two classes",
+    ),
+    "an Ollama model with a context that is not what is sent": (
+        TWO + "classes:\n  mine:\n    options: {num_ctx: 4096}\n    serve: [{provider: gpu1, model: a, context: 8192}]",
+        "7: classes.mine.serve.0.context: an Ollama model gets the class's num_ctx, which is 4096",
     ),
     "a provider there is not": (
         TWO + "classes:\n  small:\n    serve:\n      - provider: gpu3\n        model: x",

@@ -24,7 +24,7 @@ classes:
     think: false
     timeouts: {connect: 1, load: 2, first_token: 3, between_tokens: 4, total: 50}
   wide:
-    serve: [{provider: gpu, model: narrow, context: 300}, {provider: other, model: wide, context: 2000}]
+    serve: [{provider: gpu, model: narrow, context: 2000}, {provider: other, model: wide, context: 2000}]
   embed:
     serve: [{provider: gpu, model: bge}]
     options: {num_ctx: 1000}
@@ -56,6 +56,7 @@ def claimed(category: str = "plain", *, attempts: int = 0, model: str | None = N
         model=model,
         priority=0,
         attempts=attempts,
+        crashes=0,
         body=orjson.dumps(body),
     )
 

@@ -148,7 +148,7 @@ def test_an_embedding_has_inputs(given_: Any, inputs: list[str], one: bool) -> N
         (claimed(messages=[{"role": "user", "content": [{"type": "text", "text": "x" * 4000}]}]), False),
         (claimed("vector", input=["x" * 3000] * 50), True),
         (claimed("vector", input=["x", "x" * 4000]), False),
-        pytest.param(claimed(model_class="wide", prompt="x" * 3500), True, id="the widest model of the class counts"),
+        pytest.param(claimed(model_class="wide", prompt="x" * 3500), True, id="the context of its models counts"),
         (claimed(model_class="wide", prompt="x" * 8000), False),
     ],
 )

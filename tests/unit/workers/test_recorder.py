@@ -45,7 +45,7 @@ def recording(db: Database, *, busy: bool = False) -> Iterator[Desk]:
         yield made
     finally:
         made.busy.clear()
-        made.recorder.stop()
+        made.recorder.stop(30)
 
 
 def test_at_once_when_nothing_else_is_in_flight(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_groups_are_told_after_their_commit(ledger: Ledger) -> None:
     made.start()
     for job in held:
         made.put(outcome(job))
-    made.stop()
+    made.stop(30)
     assert [state for group in seen for state in group] == ["done"] * 3
 
 

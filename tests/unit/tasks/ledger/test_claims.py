@@ -19,7 +19,7 @@ def test_a_claim_takes_its_slice(ledger: Ledger) -> None:
     held = ledger.claim(me)
     first, second, third, fourth = ledger.jobs(batch_id)
     assert [j.id for j in held] == [first.id, third.id, second.id, fourth.id]
-    assert held[0] == Claimed(first.id, 1, batch_id, "summarize", "small", None, 3, 0, b'{"prompt":"x"}')
+    assert held[0] == Claimed(first.id, 1, batch_id, "summarize", "small", None, 3, 0, 0, b'{"prompt":"x"}')
     for job in ledger.jobs(batch_id):
         assert (job.state, job.fence, job.worker, job.run_id) == ("running", 1, me.name, me.run_id)
         assert job.lease_until == ledger.db.time + TIMES.lease
@@ -151,9 +151,9 @@ def test_a_worker_enters_and_is_not_yet_sent_work(ledger: Ledger) -> None:
     claims.register(ledger.db, me, ["small", "coder"], 8)
     row = ledger.workers()["node/gpu"]
     assert (row.classes, row.capacity, row.pid, row.consuming) == (["small", "coder"], 8, 42, False)
-    claims.report(ledger.db, me, in_flight=3, consuming=True, health="busy", detail="d")
+    claims.report(ledger.db, me, in_flight=3, serving=["small"], consuming=True, health="busy", detail="d")
     row = ledger.workers()["node/gpu"]
-    assert (row.in_flight, row.consuming, row.health, row.detail) == (3, True, "busy", "d")
+    assert (row.in_flight, row.classes, row.consuming, row.health, row.detail) == (3, ["small"], True, "busy", "d")
 
 
 def test_a_new_process_takes_over_a_name(ledger: Ledger) -> None:

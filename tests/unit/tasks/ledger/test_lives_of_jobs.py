@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tasks.errors import BrokerDown
 from tasks.ledger import claims, endings, sweeping
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.record import Outcome
-from tasks.queues import BrokerDown
 from tasks.states import JobState
 from tasks.tables import Output
 from tests.unit.ledgers import TIMES, Ledger, outcome
