@@ -42,7 +42,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[T
         "serve": [{"provider": "sim", "model": "gemma3:4b"}],
         "options": {"num_ctx": 8192},
         "think": False,
-        "timeouts": {"first_token": 0.4, "between_tokens": 0.4, "total": 2},
+        "timeouts": {"first_token": 2, "between_tokens": 0.4, "total": 4},
     }
     config["categories"] = {"hasty": {"class": "hasty"}, "once": {"class": "small", "attempts": 1}}
     with running(tmp_path_factory.mktemp("outcomes"), config) as made:
@@ -148,12 +148,14 @@ def test_a_permanent_error_fails_that_job_alone(outcomes: dict[str, Any]) -> Non
     assert {outcomes[f"fine-{i}"]["attempts"] for i in range(20)} == {1}
 
 
-@pytest.mark.parametrize(("name", "code"), [("stall", "stalled"), ("hang", "total_timeout")])
-def test_a_call_that_hangs_ends_at_its_deadline(name: str, code: str, outcomes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "codes"), [("stall", {"stalled"}), ("hang", {"first_token_timeout", "total_timeout"})]
+)
+def test_a_call_that_hangs_ends_at_its_deadline(name: str, codes: set[str], outcomes: dict[str, Any]) -> None:
     """Silence before or within the answer ends at the class's timeouts, and costs attempts like any error."""
     result = outcomes[name]
     assert (result["state"], result["attempts"]) == ("failed", 3), result
-    assert {*result["calls"], result["error"]["code"]} == {code}
+    assert {*result["calls"], result["error"]["code"]} <= codes, "before its load is known, a call has longer"
 
 
 def test_answers_that_fail_their_check_are_tried_again(outcomes: dict[str, Any]) -> None:
