@@ -204,9 +204,12 @@ class Loop(threading.Thread):
             self._end(held, given_back(held.job, self._me, None, 0, 0))
 
     def _timed(self, call: Call) -> Call:
-        """The model that answered last is in memory: its next call needs no time to load."""
+        """A model that answered, with no call to another since, is in memory: its next call needs no time to load."""
         model, at = self._warm
-        if model != call.model or time.monotonic() - at > KEPT_LOADED_S:
+        if model != call.model:
+            self._warm = ("", 0.0)
+            return call
+        if time.monotonic() - at > KEPT_LOADED_S:
             return call
         return dataclasses.replace(call, timeouts=dataclasses.replace(call.timeouts, load=0.0))
 
