@@ -2,6 +2,7 @@
 
     beat.py      one table: what, when, how long a tick is worth running, why
     sweep.py     takes back what nobody reports, sends again what got lost
+    redis_keys.py  keeps Redis's keys what Celery expects
     process.py   the role: beat and the worker of queue `scheduler` in one process
 
 A service is `run_once(...)`, returns counts, and may run twice at once or not at all for hours without harm.

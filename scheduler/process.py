@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import redis
@@ -11,6 +12,7 @@ from celery.beat import EmbeddedService
 
 from scheduler import sweep
 from scheduler.beat import schedule
+from scheduler.redis_keys import mend
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError
 from tasks.ledger.database import Database, open_ledger
@@ -29,11 +31,14 @@ def run(settings: Settings, registry: Registry) -> None:
     url = settings.broker_url()
     if url is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
-    db = open_ledger(settings.ledger_url())
+    db = open_ledger(settings.ledger())
     app = make_app(url)
     app.conf.beat_schedule = schedule(settings.times)
     app.conf.beat_max_loop_interval = min(5.0, settings.times.sweep)
-    _register(app, db, url, settings, registry)
+    broker = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+    _register(app, db, broker, settings, registry)
+    with contextlib.suppress(redis.RedisError):  # junk in beat's own queue would end it before its first sweep
+        mend(broker, registry.classes)
     service = EmbeddedService(app, thread=True, scheduler_cls="celery.beat.Scheduler")
 
     def start_beat(**_: Any) -> None:
@@ -58,9 +63,8 @@ def run(settings: Settings, registry: Registry) -> None:
     db.close()
 
 
-def _register(app: Celery, db: Database, url: str, settings: Settings, registry: Registry) -> None:
+def _register(app: Celery, db: Database, broker: redis.Redis, settings: Settings, registry: Registry) -> None:
     publisher = Publisher(app)
-    broker = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
 
     @app.task(name=SWEEP, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_sweep() -> None:

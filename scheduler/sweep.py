@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from sqlalchemy.engine import Row
 
+from scheduler.redis_keys import mend, message_id
 from tasks.dispatch import SliceSender, fill
 from tasks.errors import BrokerDown
 from tasks.ledger import sweeping
@@ -18,8 +19,6 @@ from tasks.ledger.reading import tick
 from tasks.queues import class_queue
 from tasks.settings import Times
 
-#: messages in a class's list beyond which it cannot be ours: nothing fills a window this large
-LONGEST_LIST = 1_000
 #: slices looked for in one sweep
 SLICES_A_SWEEP = 1_000
 #: silent workers are forgotten after this many times the time after which they are no longer live
@@ -36,6 +35,7 @@ def run_once(
     counts["workers"] = sweeping.drop_gone_workers(db, times.worker_gone * FORGET_WORKERS)
     sweeping.drop_empty_slices(db)
     try:
+        counts["mended"] = mend(broker, classes)
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, classes, times)
     except (BrokerDown, redis.RedisError):
@@ -62,11 +62,8 @@ def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_th
 
 
 def _listed(broker: redis.Redis, queue: str) -> set[str]:
-    """The ids in a class's list; a list too long to be ours is deleted, and its slices count as lost."""
-    if int(broker.llen(queue)) > LONGEST_LIST:
-        broker.delete(queue)
-        return set()
-    return {found for raw in broker.lrange(queue, 0, -1) if (found := _slice_id(raw))}
+    """The ids in a class's list."""
+    return {found for raw in broker.lrange(queue, 0, -1) if (found := message_id(raw))}
 
 
 def _unacked(broker: redis.Redis) -> set[str]:
@@ -74,15 +71,7 @@ def _unacked(broker: redis.Redis) -> set[str]:
     found = set()
     for raw in broker.hvals("unacked"):
         try:
-            found.add(_slice_id(json.dumps(json.loads(raw)[0])))
+            found.add(message_id(json.dumps(json.loads(raw)[0])))
         except (ValueError, LookupError, TypeError):
             continue
     return found - {""}
-
-
-def _slice_id(raw: bytes | str) -> str:
-    """The task id of a message, which is the slice's id; empty for what is no message of ours."""
-    try:
-        return str(json.loads(raw)["headers"]["id"])
-    except (ValueError, LookupError, TypeError):
-        return ""

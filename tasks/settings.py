@@ -76,9 +76,9 @@ class Settings(BaseSettings):
         """What a running pool says of itself: pid, Redis URL (readable by its owner only)."""
         return self.run_dir / "pool.json"
 
-    def ledger_url(self) -> str:
-        """The ledger's address."""
-        return self.database_url or f"sqlite:///{self.home / 'ledger.db'}"
+    def ledger(self) -> str | Path:
+        """The ledger: the address that was given, or the file in the home."""
+        return self.database_url or self.home / "ledger.db"
 
     def broker_url(self) -> str | None:
         """Redis's address, or None while no pool runs here and none was named."""

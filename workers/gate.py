@@ -11,6 +11,8 @@ from workers.backends import Health
 
 #: seconds of the first and the longest pause after a busy reply that named none
 BUSY_FIRST_S, BUSY_MOST_S = 0.5, 30.0
+#: seconds the whole provider pauses at most, whatever one reply asked for; the job itself waits as long as asked
+PAUSE_MOST_S = 60.0
 #: seconds between probes of a provider that is away: the first and the most
 PROBE_FIRST_S, PROBE_MOST_S = 0.5, 10.0
 #: a pause longer than this gives the waiting jobs back, so that other workers can run them
@@ -62,7 +64,7 @@ class Gate:
             self._limit = max(1.0, self._limit / 2)
             self._troubles += 1
         pause = retry_after if retry_after is not None else _doubled(BUSY_FIRST_S, BUSY_MOST_S, self._troubles)
-        self._paused_until = max(self._paused_until, now + pause)
+        self._paused_until = max(self._paused_until, now + min(pause, PAUSE_MOST_S))
         if not self.away:  # a reply that comes late does not bring a lost provider back
             self.health, self.detail = (Health.WARMING if loading else Health.BUSY), detail
         return pause

@@ -221,7 +221,7 @@ class Loop(threading.Thread):
         match error:
             case Busy():
                 pause = self.gate.busy(now, error.retry_after, str(error), loading=error.code == "loading")
-                outcome.delay = max(outcome.delay, min(pause, 60.0))
+                outcome.delay = max(outcome.delay, pause)
             case Offline():
                 self._lost(Health.OFFLINE, str(error))
             case Misconfigured() if error.code == "model_not_found" and asked is not None:

@@ -43,7 +43,7 @@ def run(settings: Settings, registry: Registry, provider: str, node: str, serves
     broker = settings.broker_url()
     if broker is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
-    db = open_ledger(settings.ledger_url())
+    db = open_ledger(settings.ledger())
     me = Identity(node, provider, secrets.token_hex(8), os.getpid())
     WorkerProcess(settings, registry, registry.providers[provider], db, me, classes, make_app(broker)).run()
 

@@ -51,7 +51,7 @@ def up(detach: bool, simulate: bool, as_json: bool) -> None:
 def _detach(settings: Settings, simulate: bool, as_json: bool) -> None:
     log = _log_file(settings)
     offset = log.stat().st_size
-    command = [sys.executable, "-m", "api", "up", *(["--simulator"] if simulate else [])]
+    command = [sys.executable, "-P", "-m", "api", "up", *(["--simulator"] if simulate else [])]
     with log.open("ab") as out:
         child = subprocess.Popen(
             command,

@@ -1,6 +1,7 @@
 """The one-machine pool: `offload up`.
 
     supervisor.py    starts every role, restarts what dies, stops everything
+    vital_signs.py   which roles live and do nothing
     leash.py         holds each child, so that a killed supervisor leaves nothing running
     redis_server.py  the embedded Redis: which binary, its configuration
     discover.py      which model servers there are, when no configuration says it

@@ -5,6 +5,7 @@ with its whole process group. SIGTERM and SIGINT to the leash mean the same. The
 Only the standard library is imported, so that a leash costs a few megabytes.
 """
 
+import contextlib
 import os
 import selectors
 import signal
@@ -45,7 +46,8 @@ def main() -> int:
             kill_at = time.monotonic() + grace
             child.terminate()
         if time.monotonic() >= kill_at:
-            os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(child.pid, signal.SIGKILL)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import socket
@@ -35,7 +36,7 @@ def prepare(home: Path, run_dir: Path) -> RedisServer:
                 f"port {port}",
                 "protected-mode yes",
                 f"requirepass {password}",
-                f'dir "{data}"',
+                f"dir {json.dumps(str(data), ensure_ascii=False)}",  # Redis unescapes quotes as JSON does
                 "appendonly yes",
                 "appendfsync everysec",
                 'save ""',

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tasks.errors import PoolError
 from tasks.settings import Settings
@@ -19,11 +19,14 @@ def _lock_path(settings: Settings) -> Path:
 
 
 @contextmanager
-def held_lock(settings: Settings) -> Iterator[None]:
-    """Be the one supervisor of this home; raises PoolError when there is one. The lock ends with the process."""
+def held_lock(settings: Settings) -> Iterator[Callable[[], bool]]:
+    """Be the one supervisor of this home; raises PoolError when there is one. The lock ends with the process.
+
+    Gives a function that says whether the lock's file is still the one that others would look at.
+    """
     try:
-        settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings.home.chmod(0o700)
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # one that is there keeps its mode
+        settings.run_dir.mkdir(exist_ok=True, mode=0o700)
         file = _lock_path(settings).open("a+")
     except OSError as error:
         raise PoolError(f"OFFLOAD_HOME {settings.home} cannot be used: {error.strerror}") from None
@@ -39,9 +42,16 @@ def held_lock(settings: Settings) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         try:
-            yield
+            yield lambda: _is_file(file, _lock_path(settings))
         finally:
             settings.pool_file.unlink(missing_ok=True)
+
+
+def _is_file(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def running_pid(settings: Settings) -> int | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import yaml
 
 from api.embedded import discover, redis_server
 from api.embedded.state import held_lock, write_pool
+from api.embedded.vital_signs import VitalSigns
 from tasks.config import config_path, load_registry
 from tasks.errors import PoolError
 from tasks.ledger import reading
-from tasks.ledger.database import open_ledger
+from tasks.ledger.database import Database, open_ledger
 from tasks.registry import Registry
 from tasks.settings import Settings
 
@@ -34,6 +35,10 @@ WELL_AFTER_S = 30.0
 STOP_GRACE_S = 10.0
 #: seconds the whole pool may take to come up
 START_S = 60.0
+#: seconds a role may be still at least; starting one takes a few on a busy machine
+FROZEN_S = 15.0
+#: seconds between two looks at the roles
+WATCH_S = 0.2
 #: seconds between looks for a model server while there is none
 LOOK_AGAIN_S = 10.0
 
@@ -55,6 +60,7 @@ class Role:
     started_at: float = 0.0
     start_at: float = 0.0  #: monotonic; not before
     deaths: int = 0
+    asked_to_stop: bool = False
 
     def start(self) -> None:
         """Start the child, holding the other end of its leash."""
@@ -66,6 +72,7 @@ class Role:
             env=self.environment,
         )
         self.started_at = time.monotonic()
+        self.asked_to_stop = False
 
     @property
     def alive(self) -> bool:
@@ -74,6 +81,7 @@ class Role:
 
     def ask_to_stop(self) -> None:
         """Let go of the leash."""
+        self.asked_to_stop = True
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
@@ -90,10 +98,10 @@ class Role:
                 self.deaths = 0
             return
         if self.process is not None:
-            log.warning("a role died and is started again", role=self.name, status=self.process.returncode)
+            log.warning("a role ended and is started again", role=self.name, status=self.process.returncode)
+            self.deaths += self.process.returncode != 0  # Celery ends in order on a message it cannot decode
             self.process = None
-            self.deaths += 1
-            self.start_at = now + min(RESTART_MOST_S, RESTART_FIRST_S * 2 ** (self.deaths - 1))
+            self.start_at = now + min(RESTART_MOST_S, RESTART_FIRST_S * 2 ** min(self.deaths, 20))
         if now >= self.start_at:
             self.start()
 
@@ -109,12 +117,13 @@ class Supervisor:
 
     def run(self) -> None:
         """Run until SIGINT or SIGTERM; raises PoolError where the pool cannot start."""
-        with held_lock(self.settings):
+        with held_lock(self.settings) as still_ours:
             for wanted in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(wanted, self._on_signal)
             try:
-                self._start()
-                self._watch()
+                db = self._start()
+                self._watch(db, still_ours)
+                db.close()
             finally:
                 self._stop_all()
 
@@ -125,8 +134,8 @@ class Supervisor:
 
     # --- start ---------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        db = open_ledger(self.settings.ledger_url())
+    def _start(self) -> Database:
+        db = open_ledger(self.settings.ledger())
         url = self._start_redis()
         self.settings.redis_url = url
         registry = self._find_registry()
@@ -141,10 +150,10 @@ class Supervisor:
         self._add("beat", "beat")
         self._add_workers(registry)
         self._wait_until_ready(db)
-        db.close()
         self._pool["ready"] = True
         write_pool(self.settings, self._pool)
         log.info("the pool is up", home=str(self.settings.home), configuration=registry.source)
+        return db
 
     def _start_redis(self) -> str:
         if self.settings.redis_url:
@@ -209,18 +218,21 @@ class Supervisor:
                 log.warning("a provider serves no class", provider=name)
 
     def _add(self, name: str, *arguments: str) -> None:
-        role = self._role(name, (sys.executable, "-m", "api", *arguments))
+        command = (sys.executable, "-P", "-m", "api", *arguments)  # -P: never the current folder's code
+        role = self._role(name, command)
         self.roles.append(role)
         role.start()
 
     def _role(self, name: str, command: Sequence[str]) -> Role:
         environment = dict(os.environ)
         environment["OFFLOAD_HOME"] = str(self.settings.home)
+        if self.settings.redis_url is not None:  # by environment, which others cannot read, and not by a file to lose
+            environment["OFFLOAD_REDIS_URL"] = self.settings.redis_url
         if self.settings.config is not None:
             environment["OFFLOAD_CONFIG"] = str(self.settings.config.absolute())
         return Role(name, command, self.settings.drain_s + STOP_GRACE_S, environment)
 
-    def _wait_until_ready(self, db: Any) -> None:
+    def _wait_until_ready(self, db: Database) -> None:
         """Every worker has entered itself, and beat has ticked."""
         wanted = {r.name.removeprefix("worker ") for r in self.roles if r.name.startswith("worker ")}
         began, until = time.time(), time.monotonic() + START_S
@@ -236,15 +248,21 @@ class Supervisor:
 
     # --- run and stop --------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch(self, db: Database, still_ours: Callable[[], bool]) -> None:
+        signs = VitalSigns(db, self.settings.redis_url or "", max(FROZEN_S, self.settings.times.worker_gone))
+        ledger = db.path.stat()
         next_look = time.monotonic() + LOOK_AGAIN_S
         while not self._stop:
             self._keep_roles()
             self._keep_pool_file()
+            self._end_frozen(signs)
+            if not still_ours() or not _is_same(ledger, db.path):
+                log.error("the pool's lock or ledger was taken away; stopping", home=str(self.settings.home))
+                self._stop = True
             if time.monotonic() >= next_look and not any(r.name.startswith("worker ") for r in self.roles):
                 self._add_workers(self._find_registry())
                 next_look = time.monotonic() + LOOK_AGAIN_S
-            time.sleep(0.1)
+            time.sleep(WATCH_S)
 
     def _keep_pool_file(self) -> None:
         """Others find the pool by this file; without its folder there is no pool any more."""
@@ -255,6 +273,15 @@ class Supervisor:
         else:
             log.error("the pool's folder is gone; stopping", home=str(self.settings.home))
             self._stop = True
+
+    def _end_frozen(self, signs: VitalSigns) -> None:
+        """A role that lives and does nothing is ended, and so started again."""
+        started = {r.name: r.started_at for r in self.roles if r.alive and not r.asked_to_stop}
+        for name in signs.frozen(started):
+            log.error("a role is frozen and is ended", role=name)
+            for role in self.roles:
+                if role.name == name:
+                    role.ask_to_stop()
 
     def _keep_roles(self) -> None:
         now = time.monotonic()
@@ -269,3 +296,10 @@ class Supervisor:
                 role.ask_to_stop()
             for role in group:
                 role.join()
+
+
+def _is_same(before: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(before, path.stat())
+    except OSError:
+        return False

@@ -93,7 +93,7 @@ def _redis(pool: Pool) -> Iterator[Finding]:
 def _ledger(pool: Pool) -> Iterator[Finding]:
     try:
         reading.tick(pool.db, "doctor", {})
-        yield Finding("ledger", True, pool.settings.ledger_url())
+        yield Finding("ledger", True, str(pool.settings.ledger()))
     except OffloadError as error:
         yield Finding(
             "ledger", False, str(error), "make the folder writable, or set OFFLOAD_HOME or OFFLOAD_DATABASE_URL"
@@ -101,7 +101,7 @@ def _ledger(pool: Pool) -> Iterator[Finding]:
     except Exception as error:
         cause = getattr(error, "orig", None) or type(error).__name__
         fix = next((f for words, f in LEDGER_FIXES if words in str(cause)), "restore the file from a copy")
-        yield Finding("ledger", False, f"{pool.settings.ledger_url()}: {cause}", fix)
+        yield Finding("ledger", False, f"{pool.settings.ledger()}: {cause}", fix)
 
 
 async def _probe_all(providers: Iterable[Provider]) -> dict[str, Probe]:

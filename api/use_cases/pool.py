@@ -25,7 +25,7 @@ class Pool:
     @cached_property
     def db(self) -> Database:
         """The ledger."""
-        return open_ledger(self.settings.ledger_url())
+        return open_ledger(self.settings.ledger())
 
     def dispatch(self) -> None:
         """Send what there is room for; raises BrokerDown when the jobs must wait for Redis."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlmodel import SQLModel
 
 import tasks.tables  # noqa: F401  the tables register themselves with SQLModel's metadata
@@ -28,9 +28,9 @@ WAL_TRIES = 100
 class Database:
     """A ledger's engine. Safe to share between threads; cheap to keep, dear to make."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.engine = _engine(url)
+    def __init__(self, at: str | Path) -> None:
+        self.engine = _engine(at)
+        self.path = Path(str(self.engine.url.database))
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -53,9 +53,9 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
+def _engine(at: str | Path) -> Engine:
+    try:  # a path may hold characters that mean something in an address
+        parsed = make_url(at) if isinstance(at, str) else URL.create("sqlite", database=str(at))
     except ArgumentError:
         raise ConfigError("OFFLOAD_DATABASE_URL is no database address; expected sqlite:///path") from None
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
@@ -86,10 +86,10 @@ def _on_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read else "BEGIN IMMEDIATE")
 
 
-def open_ledger(url: str) -> Database:
-    """Open the ledger and make its tables where there are none; PoolError where it cannot be opened."""
-    database = Database(url)
-    path = Path(str(make_url(url).database))
+def open_ledger(at: str | Path) -> Database:
+    """Open the ledger, an address or a file, and make its tables where there are none; PoolError where it cannot be."""
+    database = Database(at)
+    path = database.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         made_by = _schema_version(database)
@@ -100,7 +100,7 @@ def open_ledger(url: str) -> Database:
                 f"the ledger {path} was made by another version of Offload (tables {made_by}, here {SCHEMA_VERSION}); "
                 "use that version, or another OFFLOAD_HOME"
             )
-    except (OperationalError, OSError) as error:
+    except (DatabaseError, OSError) as error:
         reason = getattr(error, "orig", None) or error
         raise PoolError(f"the ledger {path} cannot be opened: {reason}") from None
     return database
@@ -129,4 +129,4 @@ def _create(database: Database) -> None:
     with database.write() as c:
         SQLModel.metadata.create_all(c)
         c.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
-    Path(str(make_url(database.url).database)).chmod(0o600)
+    database.path.chmod(0o600)

@@ -196,6 +196,12 @@ def tick(db: Database, name: str, counts: dict[str, int]) -> None:
             c.execute(insert(ticks).values(name=name, **row))
 
 
+def ticked_at(db: Database, name: str) -> float | None:
+    """When a periodic service last ran, in the database's unix seconds."""
+    with db.read() as c:
+        return c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
+
+
 def last_tick(db: Database, name: str) -> float | None:
     """Seconds since a periodic service last ran, or None."""
     with db.read() as c:

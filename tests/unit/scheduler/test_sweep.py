@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from scheduler import sweep
+from scheduler import redis_keys, sweep
 from tasks.app import Publisher, make_app
 from tasks.ledger import endings, reading
 from tasks.queues import class_queue
@@ -139,10 +139,11 @@ def test_a_list_too_long_to_be_ours_is_deleted(
     ledger: Ledger, broker: redis.Redis, sender: Both, sent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of stale messages is not worked through: the list goes, and its slices are sent again."""
-    monkeypatch.setattr(sweep, "LONGEST_LIST", 10)
+    monkeypatch.setattr(redis_keys, "LONGEST_LIST", 10)
     message = broker.lindex(QUEUE, 0)
     assert message
     broker.lpush(QUEUE, *[message] * 20)
+    assert redis_keys.mend(broker, ["small"]) == 1
     assert resend(ledger, broker, sender) == 2
     assert broker.llen(QUEUE) == 2
 

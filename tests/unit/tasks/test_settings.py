@@ -57,7 +57,7 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
     settings = load_settings()
     assert {n: str(getattr(settings, n)) for n in wanted} == wanted | {"drain_s": "3.0", "time_divisor": "10.0"}
     assert settings.times == Times().divided(10)
-    assert settings.ledger_url() == "sqlite:////x.db"
+    assert settings.ledger() == "sqlite:////x.db"
     assert settings.broker_url() == "redis://r:1/0"
 
 
@@ -105,4 +105,4 @@ def test_a_running_pool_says_where_its_redis_is(tmp_path: Path) -> None:
     settings.run_dir.mkdir()
     settings.pool_file.write_text('{"redis_url": "redis://127.0.0.1:7/0"}')
     assert settings.broker_url() == "redis://127.0.0.1:7/0"
-    assert settings.ledger_url() == f"sqlite:///{tmp_path}/ledger.db"
+    assert settings.ledger() == tmp_path / "ledger.db"

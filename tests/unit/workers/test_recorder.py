@@ -153,7 +153,7 @@ def test_a_failing_ledger_is_outlived(ledger: Ledger, monkeypatch: pytest.Monkey
 def test_a_locked_ledger_is_outlived(ledger: Ledger) -> None:
     """Another writer that holds the lock for longer than a group waits costs time, and nothing else."""
     batch_id, _, held = ledger.running(3)
-    path = ledger.db.url.removeprefix("sqlite:///")
+    path = str(ledger.db.engine.url).removeprefix("sqlite:///")
     raw = ledger.db.engine.raw_connection()
     raw.execute("PRAGMA busy_timeout=10")
     raw.close()

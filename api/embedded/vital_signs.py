@@ -1,0 +1,62 @@
+"""Which roles are frozen: alive as processes, and doing nothing (SIGSTOP, a hung disk, a deadlock).
+
+A sign is a value that a living role changes: a worker's heartbeat, beat's tick, Redis's answer.  A role whose sign
+has stood still for longer than workers may be silent is frozen.  Only changes count, by the monotonic clock, so a
+clock that jumps freezes nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from tasks.ledger import reading
+from tasks.ledger.database import Database
+
+#: looks in the time that a role may be silent
+LOOKS = 10
+
+
+class VitalSigns:
+    """The signs of one pool's roles, by role name."""
+
+    def __init__(self, db: Database, redis_url: str, silent_s: float) -> None:
+        self._db = db
+        self._redis = redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2)
+        self._silent_s = silent_s
+        self._seen: dict[str, tuple[object, float]] = {}
+        self._next_look = 0.0
+
+    def frozen(self, started: Mapping[str, float]) -> list[str]:
+        """Those of the roles that are frozen. started: role -> monotonic time of its start."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return []
+        self._next_look = now + self._silent_s / LOOKS
+        signs = self._signs()
+        for name, sign in signs.items():
+            if name not in self._seen or self._seen[name][0] != sign:
+                self._seen[name] = (sign, now)
+        return [
+            name
+            for name, since in started.items()
+            if name in signs and now - max(since, self._seen[name][1]) > self._silent_s
+        ]
+
+    def _signs(self) -> dict[str, object]:
+        signs: dict[str, object] = {}
+        try:
+            signs = {f"worker {w.provider}": w.last_seen for w in reading.all_workers(self._db)}
+            signs["beat"] = reading.ticked_at(self._db, "sweep")
+        except SQLAlchemyError:
+            return {}  # a ledger that cannot be read says nothing of the roles
+        try:
+            self._redis.ping()
+            signs["redis"] = time.monotonic()
+        except redis.RedisError:
+            signs["redis"] = self._seen.get("redis", (None, 0.0))[0]
+            signs.pop("beat")  # beat cannot tick without it
+        return signs

@@ -1,0 +1,46 @@
+"""Keeps Redis's keys what Celery expects: a message it cannot decode ends a worker, a key of a wrong type stops all.
+
+Messages are references, so anything that is no message of ours may go; slices that go with it are sent again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import redis
+
+from tasks.queues import SCHEDULER_QUEUE, class_queue
+
+#: kombu's own keys and their types
+KOMBU = {"unacked": b"hash", "unacked_index": b"zset", "unacked_mutex": b"string"}
+#: messages in a list beyond which it cannot be ours: nothing fills a window this large
+LONGEST_LIST = 1_000
+
+
+def mend(broker: redis.Redis, classes: Iterable[str]) -> int:
+    """Delete keys of wrong types, lists too long to be ours, and messages that are none; returns how many of all."""
+    lists = [SCHEDULER_QUEUE, *(class_queue(name) for name in classes)]
+    wanted = KOMBU | dict.fromkeys(lists, b"list")
+    mended = 0
+    for key, type_ in wanted.items():
+        if broker.type(key) not in (type_, b"none"):
+            mended += int(broker.delete(key))
+    return mended + sum(_mend_list(broker, name) for name in lists)
+
+
+def _mend_list(broker: redis.Redis, name: str) -> int:
+    if int(broker.llen(name)) > LONGEST_LIST:
+        return int(broker.delete(name))
+    junk = {raw for raw in broker.lrange(name, 0, -1) if not message_id(raw)}
+    return sum(int(broker.lrem(name, 0, raw)) for raw in junk)  # type: ignore[arg-type, misc]  # bytes are fine
+
+
+def message_id(raw: bytes | str) -> str:
+    """A message's task id, which for a slice is the slice's; empty for what Celery could not even decode."""
+    try:
+        message = json.loads(raw)
+        tag = message["properties"]["delivery_tag"]
+        return str(message["headers"]["id"]) if isinstance(message["body"], str) and tag else ""
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""

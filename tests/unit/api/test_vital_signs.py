@@ -1,0 +1,57 @@
+"""Frozen roles are told from living ones."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from api.embedded.vital_signs import VitalSigns
+from tasks.ledger import claims, reading
+from tasks.ledger.claims import Identity
+from tasks.ledger.database import open_ledger
+from tests.support.pool import Redis
+
+ME = Identity("here", "sim", "r", 1)
+SILENT = 10.0
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, moved by the test."""
+    clock = [1000.0]
+    monkeypatch.setattr("api.embedded.vital_signs.time.monotonic", lambda: clock[0])
+    return clock
+
+
+def test_a_role_without_a_sign_for_long_is_frozen(tmp_path: Path, now: list[float]) -> None:
+    """A worker that beats and a beat that ticks live; the one that stops is named, and so is a Redis that is gone."""
+    server = Redis(tmp_path / "redis")
+    db = open_ledger(tmp_path / "ledger.db")
+    claims.register(db, ME, ["small"], 1)
+    signs = VitalSigns(db, server.url, SILENT)
+    started = {"worker sim": 1000.0, "beat": 1000.0, "redis": 1000.0, "simulator": 1000.0}
+
+    def live(*, worker: bool, beat: bool) -> list[str]:
+        now[0] += SILENT / 2 + 0.1
+        time.sleep(0.01)  # so that the database's clock moves
+        if worker:
+            claims.report(db, ME, in_flight=0, serving=["small"], consuming=True, health="healthy", detail="")
+        if beat:
+            reading.tick(db, "sweep", {})
+        return signs.frozen(started)
+
+    try:
+        for _ in range(6):
+            assert live(worker=True, beat=True) == []
+        assert live(worker=False, beat=True) == []
+        assert live(worker=False, beat=True) == ["worker sim"]
+        started["worker sim"] = now[0]
+        assert live(worker=False, beat=True) == [], "just started again"
+        server.kill()
+        assert live(worker=True, beat=False) == []
+        assert live(worker=True, beat=False) == ["redis"], "beat cannot tick without it"
+    finally:
+        server.close()
+        db.close()

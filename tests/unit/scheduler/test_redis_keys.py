@@ -1,0 +1,66 @@
+"""Junk in Redis goes; what is ours stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from scheduler.redis_keys import LONGEST_LIST, mend
+from tasks.app import Publisher, make_app
+from tests.support.pool import Redis
+
+QUEUE = "offload.small"
+JUNK = [b"[]", b"null", b"{}", b"not json", b"\xff\xfe", b'{"headers": {"id": "x"}}', b"[" * 100_000, b"1"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """One real server for the module."""
+    made = Redis(tmp_path_factory.mktemp("redis"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def broker(server: Redis) -> redis.Redis:
+    """It, empty, with one message of ours."""
+    server.client.flushall()
+    publisher = Publisher(make_app(server.url))
+    publisher.send_slice("s1", "b1", "small", 3)
+    publisher.close()
+    return server.client
+
+
+def test_messages_that_nobody_can_decode_go(broker: redis.Redis) -> None:
+    """Each of them would end a worker; ours stays."""
+    broker.lpush(QUEUE, *JUNK)
+    broker.rpush(QUEUE, *JUNK)
+    assert mend(broker, ["small"]) == 2 * len(JUNK)
+    assert broker.llen(QUEUE) == 1
+    assert mend(broker, ["small"]) == 0
+
+
+@pytest.mark.parametrize("key", [QUEUE, "scheduler", "unacked", "unacked_index"])
+def test_a_key_of_a_wrong_type_goes(broker: redis.Redis, key: str) -> None:
+    """Celery would stop for good at it."""
+    broker.delete(key)
+    broker.set(key, "x")
+    assert mend(broker, ["small"]) == 1
+    assert not broker.exists(key)
+
+
+def test_a_list_that_is_too_long_to_be_ours_goes(broker: redis.Redis) -> None:
+    """A worker would eat no-ops for minutes; the slices in it are sent again."""
+    broker.lpush(QUEUE, *[b"junk"] * (LONGEST_LIST + 1))
+    mend(broker, ["small"])
+    assert not broker.exists(QUEUE)
+
+
+def test_nothing_of_others_is_touched(broker: redis.Redis, tmp_path: Path) -> None:
+    """Only the keys that Celery reads for this pool are looked at."""
+    broker.set("somebody.else", "x")
+    assert mend(broker, ["small"]) == 0
+    assert broker.get("somebody.else") == b"x"
