@@ -68,6 +68,7 @@ def parse(text: str, source: str) -> Registry:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text) or {}
+        _check_keys_differ(root, source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -84,6 +85,24 @@ def parse(text: str, source: str) -> Registry:
         raise ConfigError(_located(fault, root, source)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_located(f, root, source) for f in _faults(error, ConfigFile, ()))) from None
+
+
+def _check_keys_differ(node: yaml.Node | None, source: str) -> None:
+    """YAML takes the last of two equal keys in silence; here it is an error."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for i, (key, value) in enumerate(node.value):
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode) and key.value in keys[:i]:
+                    raise ConfigError(f"{source}:{key.start_mark.line + 1}: {key.value}: stands here twice")
 
 
 class _Fault(Exception):
@@ -164,7 +183,7 @@ def _classes(file: ConfigFile, providers: Mapping[str, Provider]) -> dict[str, M
         classes[name] = default.model_copy(update={"serve": there})
     for name, given in file.classes.items():
         base = classes[name].model_dump() if name in classes else {}
-        classes[name] = _section(ModelClass, base | given | {"name": name}, ("classes", name))
+        classes[name] = _section(ModelClass, given, base, ("classes", name))
         for i, serve in enumerate(classes[name].serve):
             if serve.provider not in providers:
                 raise _Fault(
@@ -190,7 +209,7 @@ def _categories(file: ConfigFile, classes: Mapping[str, ModelClass]) -> dict[str
     categories = dict(DEFAULT_CATEGORIES)
     for name, given in file.categories.items():
         base = categories[name].model_dump(by_alias=True) if name in categories else {}
-        categories[name] = _section(Category, base | given | {"name": name}, ("categories", name))
+        categories[name] = _section(Category, given, base, ("categories", name))
         if categories[name].model_class not in classes:
             missing = categories[name].model_class
             raise _Fault(
@@ -199,7 +218,10 @@ def _categories(file: ConfigFile, classes: Mapping[str, ModelClass]) -> dict[str
     return categories
 
 
-def _section(model: type[_M], data: dict[str, Any], path: tuple[str, ...]) -> _M:
+def _section(model: type[_M], given: dict[str, Any], base: dict[str, Any], path: tuple[str, str]) -> _M:
+    if given.get("name", path[1]) != path[1]:
+        raise _Fault((*path, "name"), f"its name is {path[1]!r}, the key it stands under")
+    data = base | given | {"name": path[1]}
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.categories import Category
 
@@ -18,6 +20,17 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 #: tokens a class is taken to hold when neither the configuration nor the server says it
 DEFAULT_CONTEXT = 8192
+
+
+def _finite(value: bool | int | float | str) -> bool | int | float | str:
+    if isinstance(value, str | bool):
+        return value
+    if not math.isfinite(value) or abs(value) >= 2**63:
+        raise ValueError("is no number a server could take")
+    return value
+
+
+Option = Annotated[bool | int | float | str, AfterValidator(_finite)]
 
 
 class Strict(BaseModel):
@@ -57,7 +70,17 @@ class Provider(Strict):
             raise ValueError("a gguf provider has a path and no url")
         if self.kind != "gguf" and (self.url is None or self.path):
             raise ValueError(f"a provider of kind {self.kind} has a url and no path")
+        if self.url is not None and not _is_address(self.url):
+            raise ValueError("its url needs a host, and a port of 1 to 65535 if any")
         return self
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class Serve(Strict):
@@ -83,12 +106,19 @@ class ModelClass(Strict):
 
     name: Name
     serve: tuple[Serve, ...] = ()
-    options: dict[str, bool | int | float | str] = Field(
+    options: dict[str, Option] = Field(
         default_factory=dict, description="runner options, always sent, so that no server reloads a model because of us"
     )
     think: bool | None = Field(None, description="whether the model thinks first; sent explicitly")
-    dimensions: int | None = Field(None, ge=1, description="numbers in one embedding")
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="numbers in one embedding")
     timeouts: TimeoutSettings = TimeoutSettings()
+
+    @model_validator(mode="after")
+    def _num_ctx_holds_a_prompt(self) -> ModelClass:
+        pinned = self.options.get("num_ctx", DEFAULT_CONTEXT)
+        if isinstance(pinned, bool) or not isinstance(pinned, int) or pinned < 256:
+            raise ValueError("options.num_ctx is a whole number of tokens, 256 at least")
+        return self
 
     def context(self, serve: Serve) -> int:
         """Tokens one request may hold, prompt and answer together."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from tasks.categories import Category
 from tasks.errors import LineFault, UsageError
@@ -62,9 +62,22 @@ class JobLine(_Line):
     metadata: dict[str, Any] | None = None
 
 
+class _OpenAISchema(_Line):
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class _OpenAIFormat(_Line):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: _OpenAISchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_is_there(self) -> _OpenAIFormat:
+        if (self.type == "json_schema") is not (self.json_schema is not None):
+            raise ValueError("json_schema goes with type json_schema, and only with it")
+        return self
 
 
 class OpenAIBody(_Line):
@@ -204,7 +217,7 @@ def _from_openai(line: OpenAILine, registry: Registry, category: str | None) -> 
     }
     if body.response_format and body.response_format.type != "text":
         fields["json"] = True
-        fields["schema"] = (body.response_format.json_schema or {}).get("schema")
+        fields["schema"] = body.response_format.json_schema and body.response_format.json_schema.schema_
     extras = {name: value for name in EXTRAS if (value := getattr(body, name)) is not None}
     more: dict[str, Any] = {"extras": extras} if extras else {}
     if line.url == "/v1/completions":
@@ -237,6 +250,10 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry) -> Any:
         yield "category", f"unknown category {line.category[:40]!r}" + nearest(line.category, list(registry.categories))
         return
     given = [n for n in ("prompt", "messages", "input") if getattr(line, n) is not None]
+    for name in ("prompt", "input"):
+        texts = getattr(line, name) or ()
+        if any(not text.strip() for text in ([texts] if isinstance(texts, str) else texts)):
+            yield name, "is blank"
     if len(given) != 1:
         yield "", f"exactly one of prompt, messages, input is needed (given: {', '.join(given) or 'none'})"
     elif category.kind == "embed" and given == ["messages"]:

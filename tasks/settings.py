@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigError
@@ -41,10 +42,18 @@ class Times:
         return Times(**{f.name: getattr(self, f.name) / by for f in fields(self)})
 
 
+#: what a node may be called: it is part of names in Celery, in logs and in results
+NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+def _host_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().split(".")[0]).lstrip("._-")[:63] or "node"
+
+
 class Settings(BaseSettings):
     """What the environment says; every field is read from OFFLOAD_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="OFFLOAD_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="OFFLOAD_", env_ignore_empty=True, hide_input_in_errors=True)
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("offload", appauthor=False)),
@@ -55,11 +64,18 @@ class Settings(BaseSettings):
         None, pattern=r"^(redis|rediss|unix)://", description="a Redis of your own instead of the embedded one"
     )
     database_url: str | None = Field(None, description="a ledger elsewhere: sqlite:///path")
-    node: str = Field(default_factory=lambda: socket.gethostname().split(".")[0], description="this machine's name")
+    node: str = Field(default_factory=_host_name, pattern=NODE, description="this machine's name")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the roles say")
     log_format: Literal["console", "json"] = Field("console", description="for people or for machines")
-    drain_s: float = Field(10.0, ge=0, description="seconds a stopping worker lets its calls finish")
-    time_divisor: float = Field(1.0, gt=0, description="divides all recovery times; for tests")
+    drain_s: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="seconds a worker that stops lets its calls end"
+    )
+    time_divisor: float = Field(1.0, gt=0, allow_inf_nan=False, description="divides all recovery times; for tests")
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @cached_property
     def times(self) -> Times:
@@ -105,5 +121,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = [f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
         raise ConfigError("\n".join(lines)) from None
-    settings.home = settings.home.expanduser().absolute()
+    try:
+        settings.home = settings.home.expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError("OFFLOAD_HOME: there is no such user's home") from None
     return settings

@@ -90,6 +90,9 @@ def main() -> None:
 def run_cli(arguments: Sequence[str]) -> int:
     """Run one command line; every error of ours is one message and its exit code."""
     code: Any
+    if any("\udc80" <= c <= "\udcff" for text in arguments for c in text):
+        click.echo("offload: the command line is not UTF-8", err=True)
+        return 2
     try:
         code = cli.main(list(arguments), prog_name="offload", standalone_mode=False)
     except SystemExit as stop:
@@ -110,10 +113,30 @@ def _report(error: Exception) -> int:
     if isinstance(error, OffloadError):
         click.echo(f"offload: {error}", err=True)
         return error.exit_code
+    if words := _ledger_words(error):
+        click.echo(f"offload: {words}", err=True)
+        return 1
     if _debugging():  # where, and not what: a foreign message may hold a prompt
         traceback.print_tb(error.__traceback__)
     click.echo(f"offload: unexpected {_name(error)}; OFFLOAD_LOG_LEVEL=debug shows where", err=True)
     return 1
+
+
+#: what SQLite says -> what a person can do
+LEDGER_WORDS = {
+    "is full": "the disk that holds the ledger is full, and nothing was submitted; free space and try again",
+    "is locked": "another process holds the ledger's lock for too long (is one stopped?); try again",
+    "readonly": "the ledger cannot be written; look at the rights of OFFLOAD_HOME",
+    "not a database": "the ledger's file is no database; restore it, or name another OFFLOAD_HOME",
+    "malformed": "the ledger's file is damaged; restore it, or name another OFFLOAD_HOME",
+    "disk I/O error": "the disk that holds the ledger fails; look at it, and try again",
+}
+
+
+def _ledger_words(error: Exception) -> str:
+    """A database error in words; empty for any other."""
+    said = str(getattr(error, "orig", "") or "")
+    return next((words for sign, words in LEDGER_WORDS.items() if sign in said), "")
 
 
 def _debugging() -> bool:

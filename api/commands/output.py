@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -18,6 +19,19 @@ from api.use_cases.watching import Progress
 
 #: seconds between two progress lines where stderr is no terminal
 LINE_EVERY_S = 10.0
+
+
+class Seconds(click.FloatRange):
+    """A time that ends: zero or more, finite."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail("is no number of seconds", param, ctx)
+        return seconds
 
 
 def say(text: str) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from api.logs import configure_logs
 from tasks.config import load_registry
-from tasks.settings import load_settings
+from tasks.settings import NODE, load_settings
+
+
+def _node(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not re.match(NODE, name):
+        raise click.BadParameter("letters, digits, dots, dashes and underscores, 63 at most")
+    return name
 
 
 @click.command()
-@click.option("--node", metavar="NAME", help="This machine's name (default: OFFLOAD_NODE, else the host's).")
+@click.option("--node", metavar="NAME", callback=_node, help="This machine's name; default: OFFLOAD_NODE, the host's.")
 @click.option("--provider", required=True, metavar="P", help="A provider of offload.yaml.")
 @click.option("--serves", metavar="C,C", help="Only these of its classes.")
 def worker(node: str | None, provider: str, serves: str | None) -> None:

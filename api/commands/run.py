@@ -10,7 +10,7 @@ from typing import Any
 import click
 import orjson
 
-from api.commands.output import say
+from api.commands.output import Seconds, say
 from api.commands.submit import dispatch_now, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import submit_line
@@ -34,7 +34,7 @@ JSON_ERRORS = frozenset({"bad_json", "schema_mismatch"})
 @click.option("--system", metavar="TEXT", help="Instructions before the prompt.")
 @click.option("--model", metavar="M", help="A configured model or class.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="json: the result line.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Exit 4 after so many seconds.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="Exit 4 after so many seconds.")
 def run(
     category: str,
     prompt: str,

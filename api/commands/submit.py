@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 import click
 
-from api.commands.output import check_writable, print_json, say, show_progress, write_results
+from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, Submitted, opened
 from api.use_cases.submitting import submit as submit_file
 from api.use_cases.watching import Progress, watch
-from tasks.errors import BrokerDown, LineFault
+from tasks.errors import BrokerDown, LineFault, PoolError
 from tasks.ledger import reading
 
 #: lines after which a long submit says where it is
@@ -30,7 +30,7 @@ SAY_EVERY_LINES = 100_000
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; write the others to FILE.rejected.")
 @click.option("--wait", "waits", is_flag=True, help="Show progress, then write the results.")
 @click.option("-o", "--output", metavar="OUT", help="With --wait: where the results go (default: stdout).")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="With --wait: exit 4 after so many seconds.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="With --wait: exit 4 after so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def submit(
     file: str,
@@ -47,6 +47,10 @@ def submit(
 
     All lines are checked first: if one is wrong, every fault is shown and nothing is submitted.
     """
+    if key is not None and not 1 <= len(key) <= 200:
+        raise click.UsageError("--idempotency-key has 1 to 200 characters")
+    if len(name or "") > 200:
+        raise click.UsageError("--name has 200 characters at most")
     if not waits and (output is not None or timeout is not None):
         raise click.UsageError("-o and --timeout need --wait")
     check_writable(output)
@@ -68,7 +72,14 @@ def submit(
         dispatch_now(pool)
         if waits:
             last = show_progress(watch(pool, done.batch_id, timeout))
-            write_results(output, reading.results(pool.db, done.batch_id), as_array=as_json and not to_stdout)
+            try:
+                write_results(output, reading.results(pool.db, done.batch_id), as_array=as_json and not to_stdout)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise PoolError(
+                    f"the results cannot be written ({error.strerror}); they are kept: offload results {done.batch_id}"
+                ) from None
             sys.exit(exit_code(last))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import print_json, say, seconds, show_progress, table
+from api.commands.output import Seconds, print_json, say, seconds, show_progress, table
 from api.commands.submit import exit_code, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.watching import counts, is_running, live_workers, watch, why_waiting
@@ -19,7 +19,7 @@ from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 
 @click.command()
 @click.argument("batch_id", metavar="ID")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Exit 4 after so many seconds.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="Exit 4 after so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
 def wait(batch_id: str, timeout: float | None, as_json: bool) -> None:
     """Wait until batch ID is over; exit 6 when some of its jobs were not done."""

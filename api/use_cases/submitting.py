@@ -7,6 +7,7 @@ first.  Memory does not grow with the file.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -243,8 +244,11 @@ def opened(name: str, stdin: IO[bytes]) -> Iterator[Any]:
     path = Path(name)
     if path.is_dir():
         raise InputError([LineFault(0, name, "is a directory; name a file of job lines")])
+    if path.is_char_device() and not path.samefile(os.devnull) and not _is_stdin(path):
+        raise InputError([LineFault(0, name, "is a device, which may have no end; name a file of job lines")])
     try:
         file = path.open("rb")
+        file.peek(1)  # some files open and cannot be read
     except OSError as error:
         raise InputError([LineFault(0, name, f"cannot be read ({error.strerror})")]) from None
     with file:
@@ -254,3 +258,7 @@ def opened(name: str, stdin: IO[bytes]) -> Iterator[Any]:
         with tempfile.TemporaryFile(prefix="offload-") as spool:  # a named pipe
             shutil.copyfileobj(file, spool, 1 << 20)
             yield spool
+
+
+def _is_stdin(path: Path) -> bool:
+    return path.samefile("/dev/stdin") if Path("/dev/stdin").exists() else False

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlmodel import SQLModel
 
 import tasks.tables  # noqa: F401  the tables register themselves with SQLModel's metadata
@@ -100,7 +100,7 @@ def open_ledger(at: str | Path) -> Database:
                 f"the ledger {path} was made by another version of Offload (tables {made_by}, here {SCHEMA_VERSION}); "
                 "use that version, or another OFFLOAD_HOME"
             )
-    except (DatabaseError, OSError) as error:
+    except (OperationalError, OSError) as error:
         reason = getattr(error, "orig", None) or error
         raise PoolError(f"the ledger {path} cannot be opened: {reason}") from None
     return database

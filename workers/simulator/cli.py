@@ -39,7 +39,7 @@ def _fault(text: str) -> tuple[str, str]:
 
 @click.command("simulate")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=11434, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=11434, show_default=True, help="0 takes a free one.")
 @click.option("--model", "models", multiple=True,
               metavar="NAME[,embed][,thinking][,context=N][,dimensions=N]",
               help="Serve this model, and the default ones no more; repeatable.")  # fmt: skip

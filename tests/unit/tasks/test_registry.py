@@ -194,6 +194,23 @@ FAULTS = {
         TWO + "classes:\n  mine:\n    options: {num_ctx: 4096}\n    serve: [{provider: gpu1, model: a, context: 8192}]",
         "7: classes.mine.serve.0.context: an Ollama model gets the class's num_ctx, which is 4096",
     ),
+    "a context that is no number": (
+        "classes:\n  small:\n    options: {num_ctx: abc}",
+        "2: classes.small: Value error, options.num_ctx is a whole number of tokens, 256 at least",
+    ),
+    "an option that no server could take": (
+        "classes:\n  small:\n    options: {temperature: .inf}",
+        "3: classes.small.options.temperature: Value error, is no number a server could take",
+    ),
+    "a port there is not": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://h:99999'}",
+        "2: providers.0: Value error, its url needs a host, and a port of 1 to 65535 if any",
+    ),
+    "a key twice": ("classes:\n  small: {}\n  coder: {}\n  small: {}", "4: small: stands here twice"),
+    "another name than its key": (
+        "classes:\n  small:\n    name: large",
+        "3: classes.small.name: its name is 'small', the key it stands under",
+    ),
     "a provider there is not": (
         TWO + "classes:\n  small:\n    serve:\n      - provider: gpu3\n        model: x",
         "7: classes.small.serve.0.provider: no provider is named 'gpu3' (did you mean 'gpu2'?)",
