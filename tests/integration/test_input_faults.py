@@ -310,3 +310,23 @@ def test_the_environment_is_checked(environment: dict[str, str]) -> None:
     assert ran.code == 2
     assert "OFFLOAD_DATABASE_URL" in ran.stderr
     assert "hunter2" not in ran.stderr
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/proc/self/mem"])
+def test_an_input_without_an_end_is_refused(path: str, environment: dict[str, str]) -> None:
+    """A device, or a file that opens and cannot be read, is no file of job lines."""
+    if not Path(path).exists():
+        pytest.skip(f"this machine has no {path}")
+    ran = offload(environment, "submit", path)
+    assert_refused(ran, environment)
+    assert path in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("results", "x\udcff"), ("run", "summarize", "\udcff"), ("submit", "--name", "\udc80", "f")]
+)
+def test_a_command_line_that_is_not_utf8_is_refused(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Bytes that are no text are said to be so, whatever the command."""
+    ran = offload(environment, *arguments)
+    assert ran.code == 2
+    assert "not UTF-8" in ran.stderr
