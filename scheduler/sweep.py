@@ -15,7 +15,7 @@ from tasks.dispatch import SliceSender, fill
 from tasks.errors import BrokerDown
 from tasks.ledger import sweeping
 from tasks.ledger.database import Database
-from tasks.ledger.reading import tick
+from tasks.ledger.ticks import tick
 from tasks.queues import class_queue
 from tasks.settings import Times
 

@@ -23,7 +23,7 @@ from tasks.ledger.database import Database
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, Job, Slice, Worker
-from tasks.turns import IDLE_WINDOW, Server, Waiting, next_turn, slice_size, suspect_slice, window
+from tasks.turns import IDLE_WINDOW, LiveWorker, Waiting, next_turn, slice_size, suspect_slice, window
 
 #: batches of one class that take turns in one look; more of them wait for the next look
 BATCHES_A_LOOK = 64
@@ -70,26 +70,26 @@ def fill(db: Database, sender: SliceSender, classes: Iterable[str], times: Times
 def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
     with db.read() as c:  # most looks end here, without the write lock
         now = db.now(c)
-        if not _queues(c, _named(classes, _servers(c, now - times.worker_gone)), now):
+        if not _queues(c, _named(classes, _live_workers(c, now - times.worker_gone)), now):
             return []
     with db.write() as c:
         now = db.now(c)
-        servers = _servers(c, now - times.worker_gone)
-        queues = _queues(c, _named(classes, servers), now)
+        live = _live_workers(c, now - times.worker_gone)
+        queues = _queues(c, _named(classes, live), now)
         unclaimed = _unclaimed(c, now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
-        turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in servers}
-        _keep_turns(c, servers, turns, now)
+        turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in live}
+        _keep_turns(c, live, turns, now)
         out = _out(c)
         sent: list[Sent] = []
         for name, found in queues.items():
-            sent += _fill_class(c, name, found, _room(name, turns, servers, out), _size(name, servers), now)
+            sent += _fill_class(c, name, found, _room(name, turns, live, out), _size(name, live), now)
     return sent
 
 
-def _named(classes: Iterable[str], servers: Sequence[Server]) -> set[str]:
+def _named(classes: Iterable[str], live: Sequence[LiveWorker]) -> set[str]:
     """The classes of the configuration, and those that only a worker's knows."""
-    return {*classes, *(name for s in servers for name in s.classes)}
+    return {*classes, *(name for s in live for name in s.classes)}
 
 
 def _queues(c: Connection, classes: Iterable[str], now: float) -> dict[str, Sequence[Row[Any]]]:
@@ -97,9 +97,11 @@ def _queues(c: Connection, classes: Iterable[str], now: float) -> dict[str, Sequ
     return {name: found for name in sorted(classes) if (found := _waiting_batches(c, name, now))}
 
 
-def _servers(c: Connection, seen_since: float) -> list[Server]:
+def _live_workers(c: Connection, seen_since: float) -> list[LiveWorker]:
     query = select(workers).where(workers.c.last_seen > seen_since, workers.c.consuming).order_by(workers.c.name)
-    return [Server(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since) for r in c.execute(query).all()]
+    return [
+        LiveWorker(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since) for r in c.execute(query).all()
+    ]
 
 
 def _waiting_batches(c: Connection, model_class: str, now: float) -> Sequence[Row[Any]]:
@@ -128,11 +130,11 @@ def _summary(found: Sequence[Row[Any]]) -> Waiting:
     return Waiting(priority=max(r.priority for r in found), since=min(r.opened_at for r in found))
 
 
-def _keep_turns(c: Connection, servers: Sequence[Server], turns: Mapping[str, str | None], now: float) -> None:
-    for server in servers:
-        turn = turns[server.name]
-        if turn is not None and turn != server.turn_class:
-            c.execute(update(workers).where(workers.c.name == server.name).values(turn_class=turn, turn_since=now))
+def _keep_turns(c: Connection, live: Sequence[LiveWorker], turns: Mapping[str, str | None], now: float) -> None:
+    for worker in live:
+        turn = turns[worker.name]
+        if turn is not None and turn != worker.turn_class:
+            c.execute(update(workers).where(workers.c.name == worker.name).values(turn_class=turn, turn_since=now))
 
 
 def _out(c: Connection) -> dict[str, int]:
@@ -141,15 +143,15 @@ def _out(c: Connection) -> dict[str, int]:
     return dict(c.execute(query).all())
 
 
-def _room(name: str, turns: Mapping[str, str | None], servers: Sequence[Server], out: Mapping[str, int]) -> int:
-    served = any(name in s.classes for s in servers)
-    whole = window(name, turns, servers) if served else IDLE_WINDOW
+def _room(name: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker], out: Mapping[str, int]) -> int:
+    served = any(name in s.classes for s in live)
+    whole = window(name, turns, live) if served else IDLE_WINDOW
     return whole - out.get(name, 0)
 
 
-def _size(name: str, servers: Sequence[Server]) -> int:
+def _size(name: str, live: Sequence[LiveWorker]) -> int:
     """Slices suit the smallest worker that may get them."""
-    sizes = [slice_size(s.capacity) for s in servers if name in s.classes]
+    sizes = [slice_size(s.capacity) for s in live if name in s.classes]
     return min(sizes, default=IDLE_WINDOW)
 
 

@@ -74,7 +74,6 @@ class Job(SQLModel, table=True):
     state: str
     priority: int = 0
     rank: int  #: the line of the first job with the same prefix, so that those run side by side
-    queued_at: float
     due_at: float  #: not before
     slice_id: str | None = None
     fence: int = 0  #: grows with every claim; a result counts only under the fence it was claimed with

@@ -21,7 +21,7 @@ IDLE_WINDOW = 16
 
 
 @dataclass(frozen=True)
-class Server:
+class LiveWorker:
     """A live worker as dispatch sees it."""
 
     name: str
@@ -40,31 +40,31 @@ class Waiting:
 
 
 def next_turn(
-    server: Server, waiting: Mapping[str, Waiting], unclaimed: Collection[str], now: float, turn_s: float
+    worker: LiveWorker, waiting: Mapping[str, Waiting], unclaimed: Collection[str], now: float, turn_s: float
 ) -> str | None:
     """The class a worker is sent now; None when nothing it serves waits.
 
     `unclaimed` are the classes with slices just sent: one that is empty but for those keeps its turn, because a
     worker may take another class's slice before them.
     """
-    mine = {name: waiting[name] for name in server.classes if name in waiting}
+    mine = {name: waiting[name] for name in worker.classes if name in waiting}
     if not mine:
         return None
     best = min(mine, key=lambda name: (-mine[name].priority, mine[name].since, name))
-    current = mine.get(server.turn_class or "")
-    if current is None and server.turn_class in unclaimed and server.turn_class in server.classes:
+    current = mine.get(worker.turn_class or "")
+    if current is None and worker.turn_class in unclaimed and worker.turn_class in worker.classes:
         current = Waiting(priority=mine[best].priority, since=now)
-    if current is None or server.turn_class is None:
+    if current is None or worker.turn_class is None:
         return best
-    others = {name: w for name, w in mine.items() if name != server.turn_class and w.priority == current.priority}
+    others = {name: w for name, w in mine.items() if name != worker.turn_class and w.priority == current.priority}
     urgent = mine[best].priority > current.priority
-    served_long = now - server.turn_since >= turn_s
+    served_long = now - worker.turn_since >= turn_s
     waited_long = any(now - w.since >= turn_s for w in others.values())
     if urgent:
         return best
     if served_long and waited_long:
         return min(others, key=lambda name: (others[name].since, name))
-    return server.turn_class
+    return worker.turn_class
 
 
 def slice_size(capacity: int) -> int:
@@ -72,9 +72,9 @@ def slice_size(capacity: int) -> int:
     return max(1, min(MAX_SLICE, -(-capacity // SLICES_PER_CAPACITY)))
 
 
-def window(model_class: str, turns: Mapping[str, str | None], servers: Sequence[Server]) -> int:
+def window(model_class: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker]) -> int:
     """Jobs of a class that may be dispatched or running at once."""
-    return sum(WINDOW * s.capacity for s in servers if turns.get(s.name) == model_class)
+    return sum(WINDOW * s.capacity for s in live if turns.get(s.name) == model_class)
 
 
 def suspect_slice(crashes: int, size: int) -> int:

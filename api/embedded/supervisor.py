@@ -22,7 +22,7 @@ from api.embedded.state import held_lock, write_pool
 from api.embedded.vital_signs import VitalSigns
 from tasks.config import config_path, load_registry
 from tasks.errors import PoolError
-from tasks.ledger import reading
+from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database, open_ledger
 from tasks.registry import Registry
 from tasks.settings import Settings
@@ -238,7 +238,7 @@ class Supervisor:
         began, until = time.time(), time.monotonic() + START_S
         while not self._stop and time.monotonic() < until:
             here = {w.provider for w in reading.all_workers(db) if w.last_seen >= self._pool["started_at"]}
-            tick = reading.last_tick(db, "sweep")
+            tick = ticks.last_tick(db, "sweep")
             if wanted <= here and tick is not None and tick <= time.time() - began + 1:
                 return
             self._keep_roles()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.ledger import reading
+from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
 
 #: looks in the time that a role may be silent
@@ -50,7 +50,7 @@ class VitalSigns:
         signs: dict[str, object] = {}
         try:
             signs = {f"worker {w.provider}": w.last_seen for w in reading.all_workers(self._db)}
-            signs["beat"] = reading.ticked_at(self._db, "sweep")
+            signs["beat"] = ticks.ticked_at(self._db, "sweep")
         except SQLAlchemyError:
             return {}  # a ledger that cannot be read says nothing of the roles
         try:

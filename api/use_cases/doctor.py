@@ -13,7 +13,7 @@ import redis
 from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
 from tasks.errors import OffloadError
-from tasks.ledger import reading
+from tasks.ledger import reading, ticks
 from tasks.registry import ModelClass, Provider, Registry
 from tasks.settings import unknown_variables
 from workers.backends import Health, Probe, for_provider
@@ -92,7 +92,7 @@ def _redis(pool: Pool) -> Iterator[Finding]:
 
 def _ledger(pool: Pool) -> Iterator[Finding]:
     try:
-        reading.tick(pool.db, "doctor", {})
+        ticks.tick(pool.db, "doctor", {})
         yield Finding("ledger", True, str(pool.settings.ledger()))
     except OffloadError as error:
         yield Finding(
@@ -209,7 +209,7 @@ def _left_out(registry: Registry, live: list[Any]) -> Iterator[Finding]:
 
 
 def _beat(pool: Pool) -> Iterator[Finding]:
-    ago = reading.last_tick(pool.db, "sweep")
+    ago = ticks.last_tick(pool.db, "sweep")
     if ago is None or ago > LATE_SWEEPS * pool.settings.times.sweep:
         detail = "has never ticked" if ago is None else f"last ticked {ago:.0f} s ago"
         yield Finding("beat", False, detail, "offload up, or: offload beat")

@@ -7,6 +7,7 @@
     endings    cancelled and expired; the counters of a batch and its closing
     sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
     reading    status and results
+    ticks      when each periodic service last ran
 
 No transaction is long: each handles a bounded number of rows, so that no heartbeat waits behind it.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import case, delete, insert, null, select, update
+from sqlalchemy import Connection, case, delete, insert, null, select, update
 
 from tasks.errors import StaleWorker
 from tasks.ledger.database import Database
@@ -116,12 +116,12 @@ def mark_started(db: Database, held: Iterable[Claimed]) -> None:
     by_id = {job.id: job.fence for job in held}
     with db.write() as c:
         now = db.now(c)
-        still = _still_held(c, list(by_id))
+        still = still_held(c, list(by_id))
         ids = [i for i, fence in by_id.items() if still.get(i) == fence]
         c.execute(update(jobs).where(jobs.c.id.in_(ids)).values(started_at=now))
 
 
-def _still_held(c: object, ids: Sequence[int]) -> dict[int, int]:
+def still_held(c: Connection, ids: Sequence[int]) -> dict[int, int]:
     """The fences of those jobs that are running, locked in id order."""
     found: dict[int, int] = {}
     for start in range(0, len(ids), 500):
@@ -131,7 +131,7 @@ def _still_held(c: object, ids: Sequence[int]) -> dict[int, int]:
             .order_by(jobs.c.id)
             .with_for_update()
         )
-        found.update(c.execute(query).all())  # type: ignore[attr-defined]
+        found.update(c.execute(query).all())
     return found
 
 
@@ -141,7 +141,7 @@ def renew(db: Database, held: dict[int, int], lease_s: float) -> set[int]:
         return set()
     with db.write() as c:
         until = db.now(c) + lease_s
-        still = _still_held(c, sorted(held))
+        still = still_held(c, sorted(held))
         mine = [i for i, fence in held.items() if still.get(i) == fence]
         for start in range(0, len(mine), 500):
             c.execute(update(jobs).where(jobs.c.id.in_(mine[start : start + 500])).values(lease_until=until))

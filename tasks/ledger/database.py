@@ -92,6 +92,8 @@ def open_ledger(at: str | Path) -> Database:
     path = database.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            path.touch(mode=0o600)  # before SQLite: its write-ahead log takes the same rights, and holds prompts too
         made_by = _schema_version(database)
         if made_by == 0:
             _create(database)
@@ -129,4 +131,3 @@ def _create(database: Database) -> None:
     with database.write() as c:
         SQLModel.metadata.create_all(c)
         c.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))
-    database.path.chmod(0o600)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select
 from sqlalchemy.engine import Row
 
 from tasks.errors import NotFound
 from tasks.ledger.database import Database
 from tasks.states import TERMINAL, JobState
-from tasks.tables import Batch, Job, Output, Tick, Worker
+from tasks.tables import Batch, Job, Output, Worker
 
 #: results one page holds, and outputs read at once; an output may be 16 MB
 PAGE, OUTPUTS = 500, 20
@@ -21,7 +21,6 @@ PAGE, OUTPUTS = 500, 20
 batches = Batch.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 outputs = Output.__table__  # type: ignore[attr-defined]
-ticks = Tick.__table__  # type: ignore[attr-defined]
 workers = Worker.__table__  # type: ignore[attr-defined]
 
 
@@ -186,24 +185,3 @@ def all_workers(db: Database) -> list[Row[Any]]:
     """Every worker row."""
     with db.read() as c:
         return list(c.execute(select(workers).order_by(workers.c.name)).all())
-
-
-def tick(db: Database, name: str, counts: dict[str, int]) -> None:
-    """A periodic service ran just now."""
-    with db.write() as c:
-        row = {"at": db.now(c), "counts": counts}
-        if c.execute(update(ticks).where(ticks.c.name == name).values(**row)).rowcount == 0:
-            c.execute(insert(ticks).values(name=name, **row))
-
-
-def ticked_at(db: Database, name: str) -> float | None:
-    """When a periodic service last ran, in the database's unix seconds."""
-    with db.read() as c:
-        return c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
-
-
-def last_tick(db: Database, name: str) -> float | None:
-    """Seconds since a periodic service last ran, or None."""
-    with db.read() as c:
-        at = c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
-        return None if at is None else db.now(c) - at

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, update
 from sqlalchemy.exc import OperationalError, StatementError
 
-from tasks.ledger.claims import _still_held
+from tasks.ledger.claims import still_held
 from tasks.ledger.database import Database
 from tasks.ledger.endings import count_ended
 from tasks.states import TERMINAL, JobState
@@ -121,7 +121,7 @@ def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
     ordered = sorted(outcomes, key=lambda o: o.job_id)
     with db.write() as c:
         now = db.now(c)
-        held = _still_held(c, [o.job_id for o in ordered])
+        held = still_held(c, [o.job_id for o in ordered])
         fresh = [o for o in ordered if held.get(o.job_id) == o.fence]
         stale = {id(o) for o in ordered} - {id(o) for o in fresh}
         if fresh:

@@ -140,7 +140,6 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
         "state": JobState.QUEUED,
         "priority": priority,
         "rank": rank,
-        "queued_at": now,
         "due_at": now,
     }
 

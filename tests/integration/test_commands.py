@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from api.commands import COMMANDS
-from tasks.ledger import reading
+from tasks.ledger import ticks
 from tests.support.cli import Ran, executable, jsonl, started
 from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
@@ -314,7 +314,7 @@ def test_a_job_that_was_not_done_is_exit_6(pool: TestPool) -> None:
 
 def test_a_whole_pool_is_fine(pool: TestPool) -> None:
     """doctor finds nothing in a pool that lacks nothing but a worker for one class, and names that."""
-    eventually(lambda: (reading.last_tick(pool.db, "sweep") or 1e9) < 1, "beat ticks")
+    eventually(lambda: (ticks.last_tick(pool.db, "sweep") or 1e9) < 1, "beat ticks")
     ran = pool.cli("doctor")
     broken = [text for text in ran.text.splitlines() if text.startswith("BROKEN")]
     assert [text.split()[2] for text in broken] == ["reason:"], ran.text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.ledger import claims, reading
+from tasks.ledger import claims, ticks
 from tasks.ledger.claims import Identity
 from tests.support.cli import offload
 from tests.support.pool import Redis, TestPool, running, simulated
@@ -41,7 +41,7 @@ def pool(tmp_path: Path, simulator: BackgroundSimulator, redis: Redis) -> Iterat
     with running(tmp_path, config(simulator), redis=redis, hurry=1) as made:
         made.environment["SIM_KEY"] = KEY
         report(made)
-        reading.tick(made.db, "sweep", {})
+        ticks.tick(made.db, "sweep", {})
         yield made
 
 

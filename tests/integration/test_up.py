@@ -140,7 +140,8 @@ def test_secrets_stay_with_the_owner(home: Home) -> None:
     assert len(password) > 20
     for path in (home.pool_file, home.path / "ledger.db", home.path / "run" / "redis.conf"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
+    for name, mode in {"run": 0o700, "redis": 0o700, "logs": 0o700, "ledger.db": 0o600, "ledger.db-wal": 0o600}.items():
+        assert stat.S_IMODE((home.path / name).stat().st_mode) == mode, name
     shown = "\n".join(" ".join(p.cmdline()) for p in of_folder(home.path))
     assert "offload" in shown or "api" in shown
     assert password not in shown

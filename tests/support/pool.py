@@ -19,7 +19,7 @@ import yaml
 from api.embedded import redis_server
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, submit
-from tasks.ledger import reading
+from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
 from tasks.settings import Settings
 from tests.support.cli import Ran, jsonl, offload
@@ -129,7 +129,7 @@ class TestPool:
         return process
 
     def _sweeps(self) -> None:
-        eventually(lambda: (reading.last_tick(self.db, "sweep") or 1e9) < 5, "beat sweeps", 60)
+        eventually(lambda: (ticks.last_tick(self.db, "sweep") or 1e9) < 5, "beat sweeps", 60)
 
     def up(self, **worker: str) -> subprocess.Popen[bytes]:
         """Start beat and a worker side by side and wait for both; the worker."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.embedded.vital_signs import VitalSigns
-from tasks.ledger import claims, reading
+from tasks.ledger import claims, ticks
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import open_ledger
 from tests.support.pool import Redis
@@ -39,7 +39,7 @@ def test_a_role_without_a_sign_for_long_is_frozen(tmp_path: Path, now: list[floa
         if worker:
             claims.report(db, ME, in_flight=0, serving=["small"], consuming=True, health="healthy", detail="")
         if beat:
-            reading.tick(db, "sweep", {})
+            ticks.tick(db, "sweep", {})
         return signs.frozen(started)
 
     try:

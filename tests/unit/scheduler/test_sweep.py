@@ -10,7 +10,7 @@ import redis
 
 from scheduler import redis_keys, sweep
 from tasks.app import Publisher, make_app
-from tasks.ledger import endings, reading
+from tasks.ledger import endings, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
 from tests.support.pool import Redis
@@ -167,7 +167,7 @@ def test_one_sweep_does_everything(ledger: Ledger, broker: redis.Redis, sender: 
     ledger.beat(me)
     counts = sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
     assert {name: n for name, n in counts.items() if n} == {"leases": 1, "loads": 1, "sent": 1}
-    assert reading.last_tick(ledger.db, "sweep") == 0
+    assert ticks.last_tick(ledger.db, "sweep") == 0
     ledger.record(outcome(ledger.claim(me, slices=sender.sent)[0]))
     ledger.wait(30 * 24 * 3600)
     counts = sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
@@ -190,7 +190,7 @@ def test_a_redis_that_is_away_stops_only_what_needs_it(
     counts = sweep.run_once(ledger.db, broker, ledger.sender, ["small"], TIMES)
     assert counts["expired"] == 2
     assert ledger.states(late)["queued"] + ledger.states(late)["dispatched"] == 1
-    assert reading.last_tick(ledger.db, "sweep") == 0
+    assert ticks.last_tick(ledger.db, "sweep") == 0
 
 
 def test_a_sweep_twice_at_once_does_no_harm(ledger: Ledger, broker: redis.Redis, sender: Both, sent: str) -> None:

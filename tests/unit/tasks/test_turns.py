@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.turns import MAX_SLICE, WINDOW, Server, Waiting, next_turn, slice_size, suspect_slice, window
+from tasks.turns import MAX_SLICE, WINDOW, LiveWorker, Waiting, next_turn, slice_size, suspect_slice, window
 
 NOW = 1000.0
 TURN = 60.0
 
 
-def server(turn: str | None = None, since: float = 0.0, classes: tuple[str, ...] = ("a", "b")) -> Server:
-    return Server("n/p", classes, 4, turn, since)
+def server(turn: str | None = None, since: float = 0.0, classes: tuple[str, ...] = ("a", "b")) -> LiveWorker:
+    return LiveWorker("n/p", classes, 4, turn, since)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,15 @@ def test_slices_fit_their_worker(capacity: int) -> None:
 
 def test_a_window_is_made_of_the_workers_whose_turn_it_is() -> None:
     """Only workers that now serve a class make room for it."""
-    servers = [Server("x", ("a", "b"), 4, None, 0), Server("y", ("a",), 16, None, 0), Server("z", ("b",), 2, None, 0)]
+    live = [
+        LiveWorker("x", ("a", "b"), 4, None, 0),
+        LiveWorker("y", ("a",), 16, None, 0),
+        LiveWorker("z", ("b",), 2, None, 0),
+    ]
     turns = {"x": "b", "y": "a", "z": None}
-    assert window("a", turns, servers) == WINDOW * 16
-    assert window("b", turns, servers) == WINDOW * 4
-    assert window("c", turns, servers) == 0
+    assert window("a", turns, live) == WINDOW * 16
+    assert window("b", turns, live) == WINDOW * 4
+    assert window("c", turns, live) == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])

@@ -36,7 +36,7 @@ def test_a_claim_that_waits_has_not_started(ledger: Ledger) -> None:
     assert {j.started_at for j in map(ledger.job, (h.id for h in held))} == {ledger.db.time}
 
 
-def test_only_what_is_still_held_starts(ledger: Ledger) -> None:
+def test_only_what_isstill_held_starts(ledger: Ledger) -> None:
     """A lease that was lost while waiting is not marked."""
     _, _, held = ledger.running(2, started=False)
     ledger.record(outcome(held[0], JobState.QUEUED))

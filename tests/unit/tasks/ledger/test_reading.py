@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import NotFound
-from tasks.ledger import endings, reading
+from tasks.ledger import endings, reading, ticks
 from tasks.states import JobState
 from tests.unit.ledgers import Ledger, outcome
 
@@ -137,11 +137,11 @@ def test_one_job_is_read_with_its_output(ledger: Ledger) -> None:
 
 def test_ticks_tell_how_long_ago(ledger: Ledger) -> None:
     """A service that never ran has no age; each run replaces the last."""
-    assert reading.last_tick(ledger.db, "sweep") is None
+    assert ticks.last_tick(ledger.db, "sweep") is None
     for n in (1, 2):
-        reading.tick(ledger.db, "sweep", {"leases": n})
+        ticks.tick(ledger.db, "sweep", {"leases": n})
         ledger.wait(7)
-    assert reading.last_tick(ledger.db, "sweep") == 7
+    assert ticks.last_tick(ledger.db, "sweep") == 7
 
 
 def test_workers_are_listed_by_name(ledger: Ledger) -> None:

@@ -1,0 +1,31 @@
+"""When each periodic service last ran."""
+
+from __future__ import annotations
+
+from sqlalchemy import insert, select, update
+
+from tasks.ledger.database import Database
+from tasks.tables import Tick
+
+ticks = Tick.__table__  # type: ignore[attr-defined]
+
+
+def tick(db: Database, name: str, counts: dict[str, int]) -> None:
+    """A periodic service ran just now."""
+    with db.write() as c:
+        row = {"at": db.now(c), "counts": counts}
+        if c.execute(update(ticks).where(ticks.c.name == name).values(**row)).rowcount == 0:
+            c.execute(insert(ticks).values(name=name, **row))
+
+
+def ticked_at(db: Database, name: str) -> float | None:
+    """When a periodic service last ran, in the database's unix seconds."""
+    with db.read() as c:
+        return c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
+
+
+def last_tick(db: Database, name: str) -> float | None:
+    """Seconds since a periodic service last ran, or None."""
+    with db.read() as c:
+        at = c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
+        return None if at is None else db.now(c) - at
