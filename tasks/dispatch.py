@@ -72,7 +72,7 @@ def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
         now = db.now(c)
         if not _queues(c, _named(classes, _live_workers(c, now - times.worker_gone)), now):
             return []
-    with db.write() as c:
+    with db.write(durable=False) as c:
         now = db.now(c)
         live = _live_workers(c, now - times.worker_gone)
         queues = _queues(c, _named(classes, live), now)

@@ -60,7 +60,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
     A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing.
     `started` says that the jobs go to the loop at once, unless they are suspects that must run alone.
     """
-    with db.write() as c:
+    with db.write(durable=False) as c:
         now = db.now(c)
         taken = c.execute(
             update(jobs)
@@ -114,7 +114,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
 def mark_started(db: Database, held: Iterable[Claimed]) -> None:
     """The jobs go to the loop: from here on a crash of the worker counts against them."""
     by_id = {job.id: job.fence for job in held}
-    with db.write() as c:
+    with db.write(durable=False) as c:
         now = db.now(c)
         still = still_held(c, list(by_id))
         ids = [i for i, fence in by_id.items() if still.get(i) == fence]
@@ -139,7 +139,7 @@ def renew(db: Database, held: dict[int, int], lease_s: float) -> set[int]:
     """Renew the leases of exactly these (id, fence) pairs; the ids that are still held."""
     if not held:
         return set()
-    with db.write() as c:
+    with db.write(durable=False) as c:
         until = db.now(c) + lease_s
         still = still_held(c, sorted(held))
         mine = [i for i, fence in held.items() if still.get(i) == fence]
@@ -198,7 +198,7 @@ def report(
     detail: str,
 ) -> None:
     """A worker's heartbeat; raises StaleWorker when another process has taken the name. serving: its classes now."""
-    with db.write() as c:
+    with db.write(durable=False) as c:
         seen = c.execute(
             update(workers)
             .where(workers.c.name == me.name, workers.c.run_id == me.run_id)
@@ -223,7 +223,7 @@ def leave(db: Database, me: Identity) -> None:
 
 def put_back(db: Database, slice_id: str) -> None:
     """Give an unclaimed slice's jobs back: its message could not be sent, or its worker does not take it now."""
-    with db.write() as c:
+    with db.write(durable=False) as c:
         c.execute(
             update(jobs)
             .where(jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,11 +57,13 @@ class Simulator:
 
     def stats(self) -> dict[str, Any]:
         """What it counted."""
-        import urllib.request
-
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/sim/stats", timeout=10) as reply:
             found: dict[str, Any] = orjson.loads(reply.read())
         return found
+
+    def reset(self) -> None:
+        """Forget what is loaded and counted."""
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/sim/reset", data=b"", timeout=10).close()
 
     def _answers(self) -> bool:
         try:
@@ -191,6 +194,7 @@ def large(folder: Path, sim: Simulator, small: int, jobs: int) -> None:
     """One large batch: every id once, memory flat, as many model loads as models."""
     with offload(folder / "large", sim.url, 1) as (pool, (worker,)):
         run_offload(pool, small)
+        sim.reset()
         before, loads = worker.memory_info().rss, sim.stats()["loads_total"]
         rate, batch = run_offload(pool, jobs)
         after, loads = worker.memory_info().rss, sim.stats()["loads_total"] - loads
