@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from tasks.ledger import database
 from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
 from tasks.states import JobState
@@ -150,13 +151,11 @@ def test_a_failing_ledger_is_outlived(ledger: Ledger, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_locked_ledger_is_outlived(ledger: Ledger) -> None:
+def test_a_locked_ledger_is_outlived(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another writer that holds the lock for longer than a group waits costs time, and nothing else."""
     batch_id, _, held = ledger.running(3)
     path = str(ledger.db.engine.url).removeprefix("sqlite:///")
-    raw = ledger.db.engine.raw_connection()
-    raw.execute("PRAGMA busy_timeout=10")
-    raw.close()
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 10)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     refused: list[int] = []
