@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tasks.categories import Category
 
@@ -20,23 +20,45 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 #: tokens a class is taken to hold when neither the configuration nor the server says it
 DEFAULT_CONTEXT = 8192
+#: tokens; model servers keep the size of a context in 32 bits
+MAX_CONTEXT = 2**31 - 1
 
 
-def _finite(value: bool | int | float | str) -> bool | int | float | str:
-    if isinstance(value, str | bool):
-        return value
-    if not math.isfinite(value) or abs(value) >= 2**63:
+def _sendable(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("expected true, false, a number or a text")
+    fits = -(2**63) <= value < 2**63 if isinstance(value, int) else isinstance(value, str) or math.isfinite(value)
+    if not fits:
         raise ValueError("is no number a server could take")
     return value
 
 
-Option = Annotated[bool | int | float | str, AfterValidator(_finite)]
+def _base_url(url: str) -> str:
+    """A URL that paths are put after."""
+    try:
+        parts = urlsplit(url)
+        fits = _HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # a port beyond 65535, a bracket left open
+        fits = None
+    if not fits or not url.isprintable() or set(url) & set(" ?#"):
+        raise ValueError("expected http://HOST or http://HOST:PORT, with a port of 1 to 65535")
+    return url
+
+
+#: a name or an IPv4 address; an IPv6 address, which stands in brackets
+_HOST = re.compile(r"[\w-]+(\.[\w-]+)*\.?|[0-9a-f.]*:[0-9a-f:.]*(%\w+)?")
+
+Option = Annotated[bool | int | float | str, BeforeValidator(_sendable)]
+Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_base_url)]
+Context = Annotated[int, Field(ge=256, le=MAX_CONTEXT)]
 
 
 class Strict(BaseModel):
     """Unknown keys are errors, and errors never show values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class Provider(Strict):
@@ -46,13 +68,13 @@ class Provider(Strict):
     kind: Literal["ollama", "openai", "gguf"] = Field(
         description="the protocol it speaks; gguf: the pool serves the file"
     )
-    url: str | None = Field(None, pattern=r"^https?://", description="base URL; for openai with its /v1")
+    url: Url | None = Field(None, description="base URL; for openai with its /v1")
     reach: Literal["local", "lan"] = Field("local", description="local: loopback; lan: a private network")
     in_flight: int = Field(4, ge=1, le=4096, description="calls at once")
     api_key_env: str | None = Field(None, description="the variable that holds the key")
     path: Path | None = Field(None, description="gguf: the model file")
     slots: int = Field(4, ge=1, le=256, description="gguf: requests served at once")
-    context: int = Field(DEFAULT_CONTEXT, ge=256, description="gguf: tokens per slot")
+    context: Context = Field(DEFAULT_CONTEXT, description="gguf: tokens per slot")
 
     @model_validator(mode="before")
     @classmethod
@@ -70,17 +92,7 @@ class Provider(Strict):
             raise ValueError("a gguf provider has a path and no url")
         if self.kind != "gguf" and (self.url is None or self.path):
             raise ValueError(f"a provider of kind {self.kind} has a url and no path")
-        if self.url is not None and not _is_address(self.url):
-            raise ValueError("its url needs a host, and a port of 1 to 65535 if any")
         return self
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 class Serve(Strict):
@@ -88,7 +100,7 @@ class Serve(Strict):
 
     provider: Name
     model: str = Field(min_length=1)
-    context: int | None = Field(None, ge=256, description="tokens; default: the class's num_ctx")
+    context: Context | None = Field(None, description="tokens; default: the class's num_ctx")
 
 
 class TimeoutSettings(Strict):
@@ -116,8 +128,8 @@ class ModelClass(Strict):
     @model_validator(mode="after")
     def _num_ctx_holds_a_prompt(self) -> ModelClass:
         pinned = self.options.get("num_ctx", DEFAULT_CONTEXT)
-        if isinstance(pinned, bool) or not isinstance(pinned, int) or pinned < 256:
-            raise ValueError("options.num_ctx is a whole number of tokens, 256 at least")
+        if isinstance(pinned, bool) or not isinstance(pinned, int) or not 256 <= pinned <= MAX_CONTEXT:
+            raise ValueError(f"options.num_ctx is a whole number of tokens, 256 to {MAX_CONTEXT}")
         return self
 
     def context(self, serve: Serve) -> int:

@@ -182,5 +182,6 @@ def check_writable(path: str | None) -> None:
     """Find out before the work, not after it, that results cannot be written."""
     if path not in (None, "-"):
         target = Path(str(path))
-        if target.is_dir() or not os.access(target.parent, os.W_OK):
+        in_place = target.exists() and not target.is_file()  # /dev/null, a named pipe
+        if target.is_dir() or not os.access(target if in_place else target.parent, os.W_OK):
             raise click.UsageError(f"{path} cannot be written")

@@ -12,7 +12,7 @@ from tasks.settings import NODE, load_settings
 
 
 def _node(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
-    if name is not None and not re.match(NODE, name):
+    if name is not None and not re.fullmatch(NODE, name):
         raise click.BadParameter("letters, digits, dots, dashes and underscores, 63 at most")
     return name
 

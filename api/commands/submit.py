@@ -76,9 +76,10 @@ def submit(
                 write_results(output, reading.results(pool.db, done.batch_id), as_array=as_json and not to_stdout)
             except BrokenPipeError:
                 raise
-            except OSError as error:
+            except (OSError, click.UsageError) as error:  # its folder may be gone by now
+                reason = error.message if isinstance(error, click.UsageError) else error.strerror
                 raise PoolError(
-                    f"the results cannot be written ({error.strerror}); they are kept: offload results {done.batch_id}"
+                    f"the results cannot be written ({reason}); they are kept: offload results {done.batch_id}"
                 ) from None
             sys.exit(exit_code(last))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -194,7 +194,7 @@ def read_lines(source: BinaryIO, rest: Callable[[bytes], None] = lambda part: No
     `rest` is then given the others, piece by piece.
     """
     number = 0
-    while raw := source.readline(MAX_LINE_BYTES + 2):
+    while raw := _read(source.readline, MAX_LINE_BYTES + 2):
         number += 1
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -205,10 +205,17 @@ def read_lines(source: BinaryIO, rest: Callable[[bytes], None] = lambda part: No
 
 
 def _read_rest(source: BinaryIO, rest: Callable[[bytes], None]) -> None:
-    while part := source.readline(1 << 20):
+    while part := _read(source.readline, 1 << 20):
         rest(part)
         if part.endswith(b"\n"):
             return
+
+
+def _read(read: Callable[[int], bytes], size: int) -> bytes:
+    try:
+        return read(size)
+    except OSError as error:  # a disk that fails, a mount that is gone
+        raise InputError([LineFault(0, "", f"the input cannot be read ({error.strerror})")]) from None
 
 
 @contextmanager
@@ -236,29 +243,35 @@ def seen_ids() -> Iterator[Callable[[str, int], int]]:
 @contextmanager
 def opened(name: str, stdin: IO[bytes]) -> Iterator[Any]:
     """The input as a seekable file: a path, or `-` for standard input, spooled to disk first."""
-    if name == "-":
-        with tempfile.TemporaryFile(prefix="offload-") as spool:
-            shutil.copyfileobj(stdin, spool, 1 << 20)
-            yield spool
-        return
-    path = Path(name)
-    if path.is_dir():
-        raise InputError([LineFault(0, name, "is a directory; name a file of job lines")])
-    if path.is_char_device() and not path.samefile(os.devnull) and not _is_stdin(path):
-        raise InputError([LineFault(0, name, "is a device, which may have no end; name a file of job lines")])
+    with ExitStack() as stack:
+        file = stdin if name == "-" else stack.enter_context(_opened(name))
+        if _has_no_end(file):
+            raise InputError([LineFault(0, name, "is a device, which may have no end; name a file of job lines")])
+        if name == "-" or not file.seekable():  # a named pipe, a terminal
+            spool = stack.enter_context(tempfile.TemporaryFile(prefix="offload-"))
+            while part := _read(file.read, 1 << 20):
+                spool.write(part)
+            file = spool
+        yield file
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(name).open("rb"))
+            file.peek(1)  # some files open and cannot be read
+        except IsADirectoryError:
+            raise InputError([LineFault(0, name, "is a directory; name a file of job lines")]) from None
+        except OSError as error:
+            raise InputError([LineFault(0, name, f"cannot be read ({error.strerror})")]) from None
+        yield file
+
+
+def _has_no_end(file: IO[bytes]) -> bool:
+    """Whether it is a device that is neither a terminal nor /dev/null."""
     try:
-        file = path.open("rb")
-        file.peek(1)  # some files open and cannot be read
-    except OSError as error:
-        raise InputError([LineFault(0, name, f"cannot be read ({error.strerror})")]) from None
-    with file:
-        if file.seekable():
-            yield file
-            return
-        with tempfile.TemporaryFile(prefix="offload-") as spool:  # a named pipe
-            shutil.copyfileobj(file, spool, 1 << 20)
-            yield spool
-
-
-def _is_stdin(path: Path) -> bool:
-    return path.samefile("/dev/stdin") if Path("/dev/stdin").exists() else False
+        found = os.fstat(file.fileno())
+    except OSError:  # bytes in memory
+        return False
+    return stat.S_ISCHR(found.st_mode) and not file.isatty() and found.st_rdev != Path(os.devnull).stat().st_rdev

@@ -84,6 +84,14 @@ def test_submit_wait_writes_the_results_in_input_order(pool: TestPool, tmp_path:
     assert [json.loads(x)["id"] for x in out.read_bytes().splitlines()] == [job["id"] for job in jobs]
 
 
+def test_results_that_cannot_be_written_are_kept(pool: TestPool) -> None:
+    """A full disk under OUT costs nothing: exit 1 and the command that fetches them."""
+    ran = pool.cli("submit", "-", "--wait", "-o", "/dev/full", stdin=jsonl(summaries("One.")))
+    assert ran.code == 1
+    batch = ran.stderr.rpartition("offload results ")[2].strip()
+    assert [r["state"] for r in pool.cli("results", batch).lines] == ["done"]
+
+
 def test_a_batch_with_jobs_not_done_is_exit_6(pool: TestPool) -> None:
     """Finished with some jobs not done is 6, from `submit --wait`, from `wait`, and never a lost line."""
     ran = pool.cli("submit", "-", "--wait", stdin=jsonl(summaries("Fine.", "Bad. [[sim:400]]")))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import subprocess
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy.exc import OperationalError
 
-from tests.support.cli import Ran, jsonl, offload
+from tasks.ledger import submit as loading
+from tests.support.cli import EXECUTABLE, Ran, jsonl, offload
 from tests.support.pool import clean_environment, simulated
 
 #: stands in every prompt; a fault may never show it
@@ -268,6 +272,13 @@ def test_submitting_while_the_pool_is_down_works_and_says_so(environment: dict[s
         (("worker", "--provider", "smi"), "no provider is named 'smi'"),
         (("worker", "--provider", "sim", "--serves", "smal"), "does not serve smal"),
         (("simulate", "--fault", "500"), "NAME:RATE"),
+        (("simulate", "--port", "65536"), "0<=x<=65535"),
+        (("wait", "x", "--timeout", "nan"), "is no number of seconds"),
+        (("worker", "--provider", "sim", "--node", "a/b"), "letters, digits"),
+        (("worker", "--provider", "sim", "--node", "a\n"), "letters, digits"),
+        (("submit", "-", "--name", "n" * 201), "200 characters at most"),
+        (("submit", "-", "--idempotency-key", ""), "1 to 200 characters"),
+        (("submit", "x" * 5000), "cannot be read (File name too long)"),
     ],
     ids=" ".join,
 )
@@ -320,6 +331,10 @@ def test_an_input_without_an_end_is_refused(path: str, environment: dict[str, st
     ran = offload(environment, "submit", path)
     assert_refused(ran, environment)
     assert path in ran.stderr
+    if Path(path).is_char_device():
+        with Path(path).open("rb") as stdin:
+            command = subprocess.run([EXECUTABLE, "submit", "-"], env=environment, stdin=stdin, timeout=30)
+        assert command.returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -330,3 +345,25 @@ def test_a_command_line_that_is_not_utf8_is_refused(arguments: tuple[str, ...], 
     ran = offload(environment, *arguments)
     assert ran.code == 2
     assert "not UTF-8" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("database or disk is full", "nothing was submitted; free space"),
+        ("database is locked", "another process holds the ledger's lock"),
+        ("file is not a database", "the ledger's file is no database"),
+    ],
+)
+def test_the_ledgers_troubles_have_words(
+    said: str, words: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What SQLite says is told as what a person can do, exit 1."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OperationalError("BEGIN", None, sqlite3.OperationalError(said))
+
+    monkeypatch.setattr(loading, "begin", fails)
+    ran = offload(environment, "submit", "-", stdin=GOOD)
+    assert (ran.code, ran.stdout) == (1, b"")
+    assert words in ran.stderr

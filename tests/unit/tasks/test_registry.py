@@ -196,7 +196,7 @@ FAULTS = {
     ),
     "a context that is no number": (
         "classes:\n  small:\n    options: {num_ctx: abc}",
-        "2: classes.small: Value error, options.num_ctx is a whole number of tokens, 256 at least",
+        "2: classes.small: Value error, options.num_ctx is a whole number of tokens, 256 to 2147483647",
     ),
     "an option that no server could take": (
         "classes:\n  small:\n    options: {temperature: .inf}",
@@ -204,7 +204,42 @@ FAULTS = {
     ),
     "a port there is not": (
         "providers:\n  - {name: a, kind: ollama, url: 'http://h:99999'}",
-        "2: providers.0: Value error, its url needs a host, and a port of 1 to 65535 if any",
+        "2: providers.0.url: Value error, expected http://HOST or http://HOST:PORT, with a port of 1 to 65535",
+    ),
+    **{
+        f"no base URL, {url}": (
+            f'providers:\n  - {{name: a, kind: ollama, url: "{url}"}}',
+            "2: providers.0.url: Value error, expected",
+        )
+        for url in (
+            "http://:80",
+            "http://h:0",
+            "http://a b",
+            "http://a\\nb",
+            "http://..",
+            "http://[zz]",
+            "http://h/v1?x=1",
+        )
+    },
+    "a context no server could hold": (
+        f"classes:\n  small:\n    options: {{num_ctx: {2**31}}}",
+        "2: classes.small: Value error, options.num_ctx is a whole number of tokens, 256 to",
+    ),
+    "a number beyond any": (
+        f"classes:\n  small:\n    options: {{seed: {10**400}}}",
+        "3: classes.small.options.seed: Value error, is no number a server could take",
+    ),
+    "an option that is a list": (
+        "classes:\n  small:\n    options: {stop: [a]}",
+        "3: classes.small.options.stop: Value error, expected true, false, a number or a text",
+    ),
+    "a time without an end": (
+        "classes:\n  small:\n    timeouts: {total: .inf}",
+        "3: classes.small.timeouts.total: Input should be a finite number",
+    ),
+    "a size no embedding has": (
+        "classes:\n  embed:\n    dimensions: 65537",
+        "3: classes.embed.dimensions: Input should",
     ),
     "a key twice": ("classes:\n  small: {}\n  coder: {}\n  small: {}", "4: small: stands here twice"),
     "another name than its key": (

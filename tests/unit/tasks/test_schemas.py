@@ -130,6 +130,8 @@ FAULTS: dict[str, tuple[Any, dict[str, str]]] = {
     "no text": ({"category": "code"}, {"": "exactly one of prompt, messages, input is needed (given: none)"}),
     "two texts": (line(messages=CHAT), {"": "(given: prompt, messages)"}),
     "empty prompt": (line(prompt=""), {"prompt": "at least 1 character"}),
+    "a blank prompt": (line(prompt=" \n"), {"prompt": "is blank"}),
+    "a blank input": ({"category": "embed", "input": ["a", " "]}, {"input": "is blank"}),
     "no messages": ({"category": "chat", "messages": []}, {"messages": "at least 1 item"}),
     "a role there is not": (
         {"category": "chat", "messages": [{"role": "robot", "content": "x"}]},
@@ -185,6 +187,14 @@ FAULTS: dict[str, tuple[Any, dict[str, str]]] = {
     "another url": (openai(url="/v1/images"), {"url": "Input should be '/v1/chat/completions'"}),
     "another method": (openai(method="GET"), {"method": "Input should be 'POST'"}),
     "a stream": (openai({"model": "auto", "messages": CHAT, "stream": True}), {"body.stream": "should be False"}),
+    "a schema that is not there": (
+        openai({"model": "auto", "messages": CHAT, "response_format": {"type": "json_schema"}}),
+        {"body.response_format": "json_schema goes with type json_schema"},
+    ),
+    "a schema without one inside": (
+        openai({"model": "auto", "messages": CHAT, "response_format": {"type": "json_schema", "json_schema": {}}}),
+        {"body.response_format.json_schema.schema": "Field required"},
+    ),
     "several answers": (openai({"model": "auto", "messages": CHAT, "n": 2}), {"body.n": "should be 1"}),
     "no model": (openai({"messages": CHAT}), {"body.model": "Field required"}),
     "tokens as input": (

@@ -62,7 +62,13 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("DRAIN_S", "-1"), ("DRAIN_S", "soon"), ("TIME_DIVISOR", "0"), ("TIME_DIVISOR", "s3cret")]
+    ("name", "value"),
+    [
+        *(("DRAIN_S", value) for value in ("-1", "soon", "inf")),
+        *(("TIME_DIVISOR", value) for value in ("0", "nan", "s3cret")),
+        *(("NODE", value) for value in ("s3cret/x", "n" * 64)),
+        ("HOME", "~s3cret/x"),
+    ],
 )
 def test_a_wrong_value_names_its_variable(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     """The error names the variable and never shows its value."""
@@ -87,6 +93,14 @@ def test_the_home_is_absolute(environment: pytest.MonkeyPatch, tmp_path: Path) -
     assert load_settings().home == tmp_path / "state"
     environment.setenv("OFFLOAD_HOME", "~/state")
     assert load_settings().home == tmp_path / "me" / "state"
+
+
+def test_an_empty_variable_says_nothing_and_words_have_no_case(environment: pytest.MonkeyPatch) -> None:
+    """OFFLOAD_HOME= is the default home; DEBUG is debug."""
+    default = load_settings().home
+    environment.setenv("OFFLOAD_HOME", "")
+    environment.setenv("OFFLOAD_LOG_LEVEL", "DEBUG")
+    assert (load_settings().home, load_settings().log_level) == (default, "debug")
 
 
 @pytest.mark.parametrize("said", [b"", b"{", b"[]", b'{"redis_url": 7}', b'{"pid": 1}'])
