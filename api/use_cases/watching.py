@@ -93,7 +93,7 @@ def _reason(pool: Pool, batch_id: str, name: str, states: dict[str, int], worker
     live = live_workers(pool, workers)
     serving = [w for w in live if name in w.classes]
     if states.get(JobState.RUNNING):
-        return f"{states[JobState.RUNNING]} running on {', '.join(w.name for w in serving) or 'a worker'}"
+        return f"{states[JobState.RUNNING]} with {', '.join(w.name for w in serving) or 'a worker'}"
     if not is_running(pool):
         return "the pool is not running: offload up"
     if not serving:

@@ -188,7 +188,7 @@ def test_status_says_how_far_and_why_the_rest_waits(pool: TestPool, stuck: str) 
     text = pool.cli("status", stuck).text
     assert "2 of 4" in text
     assert "summarize" in text
-    assert "class small: 2 running on here/sim" in text
+    assert "class small: 2 with here/sim" in text
     batch = pool.submit([{"category": "plan", "prompt": "Plan."}])
     waiting = pool.cli("status", batch, "--json").json["waiting"]
     assert waiting == {"reason": "no live worker serves class reason: offload doctor"}
