@@ -36,7 +36,7 @@ class Category(BaseModel):
     think: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     system: str = ""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     check: str = "not_empty"
     attempts: int = Field(default=3, ge=1, le=10)
     kind: Literal["chat", "embed"] = "chat"
