@@ -10,13 +10,13 @@ import structlog
 from celery import Celery, signals
 from celery.beat import EmbeddedService
 
-from scheduler import sweep
+from scheduler import audit, sweep
 from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError
 from tasks.ledger.database import Database, open_ledger
-from tasks.queues import SCHEDULER_QUEUE, SWEEP
+from tasks.queues import AUDIT, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
 from tasks.settings import Settings
 
@@ -68,7 +68,13 @@ def _register(app: Celery, db: Database, broker: redis.Redis, settings: Settings
 
     @app.task(name=SWEEP, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_sweep() -> None:
-        counts = sweep.run_once(db, broker, publisher, list(registry.classes), settings.times)
+        counts = sweep.run_once(db, broker, publisher, registry, settings.times)
         found = {name: n for name, n in counts.items() if n and name != "sent"}
         if found:
             log.info("sweep", **found)
+
+    @app.task(name=AUDIT, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
+    def run_audit() -> None:
+        counts = audit.run_once(db, registry)
+        if any(counts.values()):
+            log.info("audit", **counts)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import redis
 from sqlalchemy.engine import Row
 
+from scheduler import dead_classes
 from scheduler.redis_keys import mend, message_id
 from tasks.dispatch import SliceSender, fill
 from tasks.errors import BrokerDown
@@ -17,6 +17,7 @@ from tasks.ledger import sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.ticks import tick
 from tasks.queues import class_queue
+from tasks.registry import Registry
 from tasks.settings import Times
 
 #: slices looked for in one sweep
@@ -25,19 +26,18 @@ SLICES_A_SWEEP = 1_000
 FORGET_WORKERS = 80
 
 
-def run_once(
-    db: Database, broker: redis.Redis, sender: SliceSender, classes: Sequence[str], times: Times
-) -> Counter[str]:
+def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
     """One sweep; the counts say what it found."""
     counts = sweeping.take_back_expired(db)
     counts["expired"] = sweeping.expire_batches(db)
     counts["loads"] = sweeping.drop_abandoned_loads(db, times.loading_abandoned)
     counts["workers"] = sweeping.drop_gone_workers(db, times.worker_gone * FORGET_WORKERS)
+    counts["escalated"] = dead_classes.run_once(db, registry, times)
     sweeping.drop_empty_slices(db)
     try:
-        counts["mended"] = mend(broker, classes)
+        counts["mended"] = mend(broker, registry.classes)
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
-        counts["sent"] = fill(db, sender, classes, times)
+        counts["sent"] = fill(db, sender, registry.reaches, times)
     except (BrokerDown, redis.RedisError):
         counts["broker_down"] = 1
     tick(db, "sweep", dict(counts))

@@ -1,8 +1,9 @@
 """What kinds of work there are; a category picks the model class and the check on the output.
 
 The built-in ones are those of the helper scripts that this project replaces
-(shared/contracts/offload-helpers.md), and `chat`, which is what an OpenAI batch line is when nothing
-else is said.  A new category is one line in DEFAULT_CATEGORIES, or a few in offload.yaml.
+(shared/contracts/offload-helpers.md), those that they never leave to a local model among them, and `chat`,
+which is what an OpenAI batch line is when nothing else is said.  A new category is one line in
+DEFAULT_CATEGORIES, or a few in offload.yaml.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tasks.checks import CHECKS
+from tasks.privacy import Tier
 
 # pydantic's deprecated BaseModel.json is given up for a field of that name
 warnings.filterwarnings("ignore", 'Field name "json" in "Category" shadows', UserWarning)
@@ -25,7 +27,9 @@ class Category(BaseModel):
     that to the server.  temperature, max_tokens: None leaves them to the server too; max_tokens counts
     tokens of the answer.  system goes before the prompt.  check names one of tasks/checks.py; outputs of
     kind embed and of JSON jobs have checks of their own (tasks/validation.py).  attempts: calls that may
-    fail before the job does.
+    fail before the job does.  on_failure: what follows an output that fails its checks after its attempts,
+    and a class that nobody serves any more.  privacy: the tier of its jobs; None leaves it to the configuration.
+    audit: the share of finished local jobs that a second opinion is asked on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True)
@@ -40,6 +44,9 @@ class Category(BaseModel):
     check: str = "not_empty"
     attempts: int = Field(default=3, ge=1, le=10)
     kind: Literal["chat", "embed"] = "chat"
+    on_failure: Literal["fail", "escalate"] = "fail"
+    privacy: Tier | None = None
+    audit: float = Field(default=0.01, ge=0, le=1)
 
     @field_validator("check")
     @classmethod
@@ -76,6 +83,7 @@ _COMMENT = "Answer with the code and its comment or docstring in one fenced bloc
 _EXPLAIN = "Explain in plain sentences what it does and why. Quote code only where it helps."
 _REASON = "Reason briefly, then state the answer in the last line."
 _PLAN = "Answer with a numbered list of at least two concrete steps, in the order they are done."
+_GRAVE = "Say what to do, in which order, what may go wrong, and how to take it back."
 _DESIGN = "Describe the parts, how they work together, and the trade-offs, in a few paragraphs or lists."
 
 _BUILT_IN = (
@@ -94,9 +102,17 @@ _BUILT_IN = (
     _chat("reason", "reason", "reasoning", _REASON),
     _chat("plan", "reason", "plan", _PLAN),
     _chat("design", "reason", "design", _DESIGN),
-    Category(name="embed", model_class="embed", kind="embed"),
+    _chat("merge", "cloud", "not_empty", _GRAVE),
+    _chat("migrate", "cloud", "not_empty", _GRAVE),
+    _chat("schema-change", "cloud", "not_empty", _GRAVE),
+    _chat("deploy", "cloud", "not_empty", _GRAVE),
+    _chat("release", "cloud", "not_empty", _GRAVE),
+    Category(name="embed", model_class="embed", kind="embed", audit=0),
     Category(name="chat", model_class="small"),
 )
+
+#: the pool's own, which no producer names: a second opinion on a finished job
+AUDIT = Category(name="audit", model_class="cloud", json=True, system="Task: audit.", max_tokens=2_000, audit=0)
 
 #: the built-in categories by name
 DEFAULT_CATEGORIES: dict[str, Category] = {category.name: category for category in _BUILT_IN}

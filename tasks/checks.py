@@ -213,6 +213,11 @@ def design(output: str, prompt: str) -> str | None:
     return None if words >= 12 else "fewer than a dozen words"
 
 
+def same_label(one: str, other: str) -> bool:
+    """Whether two answers name one label, however they dress it."""
+    return _fold(_bare(one)) == _fold(_bare(other))
+
+
 #: every check by the name that a category gives
 CHECKS: dict[str, Check] = {
     "not_empty": not_empty,

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Select, delete, exists, func, insert, null, select, update
 from sqlalchemy.engine import Row
+from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.errors import BrokerDown
 from tasks.ledger.claims import put_back
 from tasks.ledger.database import Database
+from tasks.privacy import TIERS_OF, Reach
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, Job, Slice, Worker
@@ -51,12 +53,13 @@ class Sent:
     jobs: int
 
 
-def fill(db: Database, sender: SliceSender, classes: Iterable[str], times: Times) -> int:
+def fill(db: Database, sender: SliceSender, reaches: Mapping[str, Reach], times: Times) -> int:
     """Fill every window once; returns the jobs sent. Raises BrokerDown after giving back what was not sent.
 
-    `classes` are those of the configuration: a class that no live worker serves gets one small slice ahead.
+    `reaches` are the classes of the configuration and how far each reaches: a job is sent to none beyond its tier.
+    One that no live worker serves gets one small slice ahead.
     """
-    chosen = _choose(db, sorted(set(classes)), times)
+    chosen = _choose(db, reaches, times)
     for i, one in enumerate(chosen):
         try:
             sender.send_slice(one.id, one.batch_id, one.model_class, one.jobs)
@@ -67,15 +70,16 @@ def fill(db: Database, sender: SliceSender, classes: Iterable[str], times: Times
     return sum(one.jobs for one in chosen)
 
 
-def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
+def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Sent]:
     with db.read() as c:  # most looks end here, without the write lock
         now = db.now(c)
-        if not _queues(c, _named(classes, _live_workers(c, now - times.worker_gone)), now):
+        if not _queues(c, _named(reaches, _live_workers(c, now - times.worker_gone)), now):
             return []
     with db.write(durable=False) as c:
         now = db.now(c)
         live = _live_workers(c, now - times.worker_gone)
-        queues = _queues(c, _named(classes, live), now)
+        furthest = _named(reaches, live)
+        queues = _queues(c, furthest, now)
         unclaimed = _unclaimed(c, now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
         turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in live}
@@ -83,34 +87,51 @@ def _choose(db: Database, classes: Sequence[str], times: Times) -> list[Sent]:
         out = _out(c)
         sent: list[Sent] = []
         for name, found in queues.items():
-            sent += _fill_class(c, name, found, _room(name, turns, live, out), _size(name, live), now)
+            queue = _Queue(name, _tiers(furthest[name]), now)
+            sent += _fill_class(c, queue, found, _room(name, turns, live, out), _size(name, live))
     return sent
 
 
-def _named(classes: Iterable[str], live: Sequence[LiveWorker]) -> set[str]:
-    """The classes of the configuration, and those that only a worker's knows."""
-    return {*classes, *(name for s in live for name in s.classes)}
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """What of a class may be sent now: its jobs of these tiers."""
+
+    name: str
+    tiers: tuple[str, ...]
+    now: float
 
 
-def _queues(c: Connection, classes: Iterable[str], now: float) -> dict[str, Sequence[Row[Any]]]:
+def _tiers(reach: Reach) -> tuple[str, ...]:
+    return tuple(sorted(TIERS_OF[reach]))
+
+
+def _named(reaches: Mapping[str, Reach], live: Sequence[LiveWorker]) -> dict[str, Reach]:
+    """The classes of the configuration and those that only a worker's knows, each with the furthest reach of all."""
+    furthest = dict(reaches)
+    for worker in live:
+        for name in worker.classes:
+            furthest[name] = max(furthest.get(name, Reach.LOCAL), Reach(worker.reach), key=list(Reach).index)
+    return furthest
+
+
+def _queues(c: Connection, furthest: Mapping[str, Reach], now: float) -> dict[str, Sequence[Row[Any]]]:
     """The classes in which something is due, and their batches."""
-    return {name: found for name in sorted(classes) if (found := _waiting_batches(c, name, now))}
+    return {n: found for n, r in sorted(furthest.items()) if (found := _waiting_batches(c, _Queue(n, _tiers(r), now)))}
 
 
 def _live_workers(c: Connection, seen_since: float) -> list[LiveWorker]:
     query = select(workers).where(workers.c.last_seen > seen_since, workers.c.consuming).order_by(workers.c.name)
     return [
-        LiveWorker(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since) for r in c.execute(query).all()
+        LiveWorker(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since, r.reach)
+        for r in c.execute(query).all()
     ]
 
 
-def _waiting_batches(c: Connection, model_class: str, now: float) -> Sequence[Row[Any]]:
+def _waiting_batches(c: Connection, queue: _Queue) -> Sequence[Row[Any]]:
     """Open batches with due jobs of a class, in the order they are served: priority, then fair turns."""
     due = exists().where(
         jobs.c.batch_id == batches.c.id,
-        jobs.c.model_class == model_class,
-        jobs.c.state == JobState.QUEUED,
-        jobs.c.due_at <= now,
+        *_may_be_sent(queue),
     )
     query = (
         select(batches.c.id, batches.c.priority, batches.c.opened_at)
@@ -119,6 +140,15 @@ def _waiting_batches(c: Connection, model_class: str, now: float) -> Sequence[Ro
         .limit(BATCHES_A_LOOK)
     )
     return c.execute(query).all()
+
+
+def _may_be_sent(queue: _Queue) -> tuple[ColumnElement[bool], ...]:
+    return (
+        jobs.c.model_class == queue.name,
+        jobs.c.state == JobState.QUEUED,
+        jobs.c.due_at <= queue.now,
+        jobs.c.tier.in_(queue.tiers),
+    )
 
 
 def _unclaimed(c: Connection, sent_since: float) -> set[str]:
@@ -155,15 +185,15 @@ def _size(name: str, live: Sequence[LiveWorker]) -> int:
     return min(sizes, default=IDLE_WINDOW)
 
 
-def _fill_class(c: Connection, name: str, found: Sequence[Row[Any]], room: int, size: int, now: float) -> list[Sent]:
+def _fill_class(c: Connection, queue: _Queue, found: Sequence[Row[Any]], room: int, size: int) -> list[Sent]:
     """Cut slices while there is room: the highest priority first, batches of one priority in turns."""
     if room < size:
-        room += _take_back_lower(c, name, found[0].priority, size - room)
+        room += _take_back_lower(c, queue.name, found[0].priority, size - room)
     sent: list[Sent] = []
     for _, equal in groupby(found, key=lambda row: row.priority):
         turns = deque(equal)
         while turns and room >= size:  # a slice that would not be full waits for the next look, never far away
-            one = _cut(c, name, turns[0], size, now)
+            one = _cut(c, queue, turns[0], size)
             if one is None:
                 turns.popleft()
                 continue
@@ -196,12 +226,12 @@ def _take_back_lower(c: Connection, name: str, priority: int, wanted: int) -> in
     return freed
 
 
-def _cut(c: Connection, name: str, batch: Row[Any], size: int, now: float) -> Sent | None:
+def _cut(c: Connection, queue: _Queue, batch: Row[Any], size: int) -> Sent | None:
     """Make the next slice of a batch; jobs that were in hand when a worker died go last, few at a time."""
-    ids = _due(c, name, batch.id, size, now)
+    ids = _due(c, queue, batch.id, size)
     suspects = not ids
     if suspects:
-        ids = _suspects(c, name, batch.id, size, now)
+        ids = _suspects(c, queue, batch.id, size)
     if not ids:
         return None
     slice_id = secrets.token_hex(12)
@@ -214,36 +244,31 @@ def _cut(c: Connection, name: str, batch: Row[Any], size: int, now: float) -> Se
         insert(slices).values(
             id=slice_id,
             batch_id=batch.id,
-            model_class=name,
+            model_class=queue.name,
             priority=batch.priority,
             jobs=len(ids),
             suspects=suspects,
-            sent_at=now,
+            sent_at=queue.now,
         )
     )
-    c.execute(update(batches).where(batches.c.id == batch.id).values(served_at=now))
-    return Sent(slice_id, batch.id, name, len(ids))
+    c.execute(update(batches).where(batches.c.id == batch.id).values(served_at=queue.now))
+    return Sent(slice_id, batch.id, queue.name, len(ids))
 
 
-def _queued(name: str, batch_id: str, now: float) -> Select[int, int]:
-    return select(jobs.c.id, jobs.c.crashes).where(
-        jobs.c.batch_id == batch_id,
-        jobs.c.model_class == name,
-        jobs.c.state == JobState.QUEUED,
-        jobs.c.due_at <= now,
-    )
+def _queued(queue: _Queue, batch_id: str) -> Select[int, int]:
+    return select(jobs.c.id, jobs.c.crashes).where(jobs.c.batch_id == batch_id, *_may_be_sent(queue))
 
 
-def _due(c: Connection, name: str, batch_id: str, size: int, now: float) -> list[int]:
-    query = _queued(name, batch_id, now).where(jobs.c.crashes == 0).order_by(jobs.c.rank, jobs.c.id).limit(size)
+def _due(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
+    query = _queued(queue, batch_id).where(jobs.c.crashes == 0).order_by(jobs.c.rank, jobs.c.id).limit(size)
     return [row.id for row in c.execute(query)]
 
 
-def _suspects(c: Connection, name: str, batch_id: str, size: int, now: float) -> list[int]:
+def _suspects(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
     """Suspects of a crash, one slice of a class at a time, in halves and then alone."""
-    out = exists().where(IS_OUT, jobs.c.model_class == name, jobs.c.crashes > 0)
+    out = exists().where(IS_OUT, jobs.c.model_class == queue.name, jobs.c.crashes > 0)
     if c.execute(select(out)).scalar():
         return []
-    rows = c.execute(_queued(name, batch_id, now).order_by(jobs.c.crashes, jobs.c.id).limit(size)).all()
+    rows = c.execute(_queued(queue, batch_id).order_by(jobs.c.crashes, jobs.c.id).limit(size)).all()
     alike = [row.id for row in rows if row.crashes == rows[0].crashes]
     return alike[: suspect_slice(rows[0].crashes, size)] if rows else []

@@ -15,6 +15,7 @@
         ├── Offline                       refused, no route: nobody answered; no attempt is burned
         ├── Transient                     reset, timed out, 5xx, broken reply: burns an attempt
         ├── BadOutput                     the answer failed its checks: burns an attempt
+        ├── OutOfReach                    privacy forbids this way: nothing was sent, no attempt is burned
         ├── Misconfigured                 401, 403, 404 model: burns an attempt; the provider is probed first
         └── Permanent                     400, too long for the context: this job fails now
 
@@ -129,6 +130,17 @@ class Transient(CallError):
 
 class BadOutput(CallError):
     """The answer failed its checks."""
+
+
+class OutOfReach(CallError):
+    """Privacy forbids to send this there.
+
+    tier: what the request's privacy comes to, detectors included.
+    """
+
+    def __init__(self, tier: str, message: str) -> None:
+        super().__init__("out_of_reach", message)
+        self.tier = tier
 
 
 class Misconfigured(CallError):

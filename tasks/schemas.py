@@ -1,4 +1,4 @@
-"""A job line, in the pool's own form and as a line of an OpenAI batch file.
+"""The bytes of a line become a job: read in the pool's own form or OpenAI's, checked, judged and routed.
 
 `parse_line` is the one door: it turns the bytes of a line into a `NewJob`, or into every fault the line has.
 The stored body is what the line said of the request itself, in the pool's own field names:
@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
+from tasks import openai_lines, privacy, routing, sampling
 from tasks.categories import Category
 from tasks.errors import LineFault, UsageError
+from tasks.lines import JobLine, Message
+from tasks.openai_lines import OpenAIBody, OpenAIFormat, OpenAILine
+from tasks.privacy import Reach, Tier, permits
 from tasks.registry import Registry, nearest
+from tasks.routing import Asked, Route, Said
 from tasks.validation import compile_schema
 
 #: bytes; a longer line is a mistake (a file that is no JSONL), never a prompt a local model could take
@@ -26,129 +31,48 @@ PREFIX_CHARS = 400
 #: levels of nesting in a line; orjson reads more than the 254 it writes, and a request wraps some around these
 MAX_DEPTH = 200
 
-Text = Annotated[str, StringConstraints(min_length=1)]
-LineId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class Message(_Line):
-    """One message of a chat, in OpenAI's shape."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-
-class JobLine(_Line):
-    """One line of a job file. Exactly one of prompt, messages and input is given."""
-
-    id: LineId | None = None
-    category: Text
-    prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | None = None
-    system: str | None = None
-    json_: bool | None = Field(None, alias="json")
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    model: Text | None = None
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    temperature: float | None = Field(None, ge=0, le=2)
-    timeout_s: float | None = Field(None, gt=0, le=86_400)
-    metadata: dict[str, Any] | None = None
-
-
-class _OpenAISchema(_Line):
-    name: str | None = None
-    description: str | None = None
-    strict: bool | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-
-
-class _OpenAIFormat(_Line):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: _OpenAISchema | None = None
-
-    @model_validator(mode="after")
-    def _schema_is_there(self) -> _OpenAIFormat:
-        if (self.type == "json_schema") is not (self.json_schema is not None):
-            raise ValueError("json_schema goes with type json_schema, and only with it")
-        return self
-
-
-class OpenAIBody(_Line):
-    """The request body of an OpenAI batch line, as far as local servers can honour it."""
-
-    model: Text
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    prompt: Text | None = None
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | None = None
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    temperature: float | None = Field(None, ge=0, le=2)
-    response_format: _OpenAIFormat | None = None
-    metadata: dict[str, Any] | None = None
-    user: str | None = None
-    encoding_format: Literal["float"] | None = None
-    stream: Literal[False] | None = None
-    n: Literal[1] | None = None
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-
-
-class OpenAILine(_Line):
-    """One line of an OpenAI batch file."""
-
-    custom_id: LineId
-    method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
-    body: OpenAIBody
-
-
-#: generation parameters that are passed on under OpenAI's names
-EXTRAS = ("top_p", "seed", "stop", "frequency_penalty", "presence_penalty")
-
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A valid line, ready for the ledger.
 
-    line: 1-based. prefix: a hash shared by prompts that begin alike, or None for a short prompt.
+    line: 1-based. prefix: a hash shared by prompts that begin alike, or None for a short prompt. template: what jobs
+    of one kind share beside their prompts, a hash. audit: the share of its kind that is audited.
     """
 
     line: int
     line_id: str
     category: str
-    model_class: str
     model: str | None
     body: bytes
     prefix: int | None
+    route: Route
+    template: str = ""
+    audit: float = 0.0
+
+    @property
+    def model_class(self) -> str:
+        """The class it goes to."""
+        return self.route.model_class
 
 
-def parse_line(raw: bytes, number: int, registry: Registry, category: str | None = None) -> NewJob | list[LineFault]:
+def parse_line(raw: bytes, number: int, registry: Registry, said: Said = routing.NOTHING) -> NewJob | list[LineFault]:
     """The job that a line describes, or all its faults.
 
-    `category` is used for lines that name none. An absent id becomes the line's number.
+    `said` holds for lines that say nothing themselves. An absent id becomes the line's number.
     """
     data = _parse_json(raw, number)
     if isinstance(data, list):
         return data
     try:
-        line, extras = _read(data, registry, category)
+        line, extras = _read(data, said.category)
     except ValidationError as error:
         root = OpenAILine if error.title == OpenAILine.__name__ else JobLine
         return [_fault(number, e, root) for e in error.errors(include_input=False, include_url=False)]
-    faults = list(_faults(line, extras, registry))
+    faults = list(_faults(line, extras, registry, said))
     if faults:
         return [LineFault(number, field, reason) for field, reason in faults]
-    return _job(line, extras, number, registry)
+    return _job(line, extras, number, registry, said)
 
 
 def _parse_json(raw: bytes, number: int) -> dict[str, Any] | list[LineFault]:
@@ -191,38 +115,13 @@ def _has_nul(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_nul, value))
 
 
-def _read(data: dict[str, Any], registry: Registry, category: str | None) -> tuple[JobLine, dict[str, Any]]:
+def _read(data: dict[str, Any], category: str | None) -> tuple[JobLine, dict[str, Any]]:
     """The line in the pool's own form, and what else the request carries (kind, generation parameters)."""
     if "custom_id" in data or ("body" in data and "url" in data):
-        return _from_openai(OpenAILine.model_validate(data), registry, category)
+        return openai_lines.from_openai(OpenAILine.model_validate(data), category)
     if category is not None:
         data.setdefault("category", category)
     return JobLine.model_validate(data), {}
-
-
-def _from_openai(line: OpenAILine, registry: Registry, category: str | None) -> tuple[JobLine, dict[str, Any]]:
-    body = line.body
-    named = body.model.removeprefix("category:") if body.model.startswith("category:") else None
-    default = "embed" if line.url.endswith("embeddings") else "chat"
-    fields: dict[str, Any] = {
-        "id": line.custom_id,
-        "category": named or category or default,
-        "model": None if named or body.model == "auto" else body.model,
-        "messages": body.messages,
-        "prompt": body.prompt,
-        "input": body.input,
-        "max_tokens": body.max_completion_tokens or body.max_tokens,
-        "temperature": body.temperature,
-        "metadata": body.metadata,
-    }
-    if body.response_format and body.response_format.type != "text":
-        fields["json"] = True
-        fields["schema"] = body.response_format.json_schema and body.response_format.json_schema.schema_
-    extras = {name: value for name in EXTRAS if (value := getattr(body, name)) is not None}
-    more: dict[str, Any] = {"extras": extras} if extras else {}
-    if line.url == "/v1/completions":
-        more["kind"] = "complete"
-    return JobLine.model_validate(fields), more
 
 
 def _fault(number: int, error: Any, root: type[BaseModel]) -> LineFault:
@@ -237,13 +136,13 @@ def _fault(number: int, error: Any, root: type[BaseModel]) -> LineFault:
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     """The fields known where a path leads."""
-    inner: dict[str, type[BaseModel]] = {"body": OpenAIBody, "messages": Message, "response_format": _OpenAIFormat}
+    inner: dict[str, type[BaseModel]] = {"body": OpenAIBody, "messages": Message, "response_format": OpenAIFormat}
     for part in path:
         model = inner.get(part, model)
     return [f.alias or name for name, f in model.model_fields.items()]
 
 
-def _faults(line: JobLine, extras: dict[str, Any], registry: Registry) -> Any:
+def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Said) -> Any:
     """What pydantic cannot see: (field, reason) pairs."""
     category = registry.categories.get(line.category)
     if category is None:
@@ -271,10 +170,26 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry) -> Any:
             compile_schema(line.schema_)
         except UsageError as error:
             yield "schema", str(error)
-    if line.model is not None and _class(registry, category, line.model) is None:
+    if line.model is not None:
+        yield from _model_faults(line, category, registry, said)
+
+
+def _model_faults(line: JobLine, category: Category, registry: Registry, said: Said) -> Any:
+    """What is wrong with a model asked for by name."""
+    assert line.model is not None
+    found = _class(registry, category, line.model)
+    if found is None:
         known = sorted(registry.models | set(registry.classes))
         whole = "no class is served by it whole" if line.model in registry.models else "is not configured"
         yield "model", f"model {line.model[:80]!r}: {whole}" + nearest(line.model, known)
+        return
+    kinds = {c.kind for c in registry.categories.values() if c.model_class == found}
+    if kinds and category.kind not in kinds:
+        makes = "embeddings" if "embed" in kinds else "no embeddings"
+        yield "model", f"class {found} makes {makes}, and category {category.name} is of kind {category.kind}"
+    tier = routing.said_tier(_asked(line, {}, category, said), category, registry)
+    if registry.reaches.get(found) is Reach.CLOUD and not permits(tier, Reach.CLOUD):
+        yield "model", f"{line.model[:80]} runs in the cloud and the job is {tier}; say privacy: cloud_ok"
 
 
 def _class(registry: Registry, category: Category, model: str | None) -> str | None:
@@ -284,9 +199,13 @@ def _class(registry: Registry, category: Category, model: str | None) -> str | N
     return registry.class_for(category, model)
 
 
-def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry) -> NewJob:
+#: fields of a line that are no part of the request itself
+_APART = frozenset({"id", "category", "model", "touches", "for_", "security", "privacy"})
+
+
+def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry, said: Said) -> NewJob:
     category = registry.categories[line.category]
-    body = line.model_dump(exclude={"id", "category", "model"}, exclude_none=True, by_alias=True) | extras
+    body = line.model_dump(exclude=set(_APART), exclude_none=True, by_alias=True) | extras
     if category.kind == "embed" and "prompt" in body:
         body["input"] = body.pop("prompt")
     pinned = None if line.model in registry.classes else line.model
@@ -295,11 +214,42 @@ def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry)
         line=number,
         line_id=line.id or str(number),
         category=category.name,
-        model_class=model_class,
         model=pinned,
         body=orjson.dumps(body),
         prefix=_prefix(body),
+        route=routing.route(_asked(line, body, category, said), category, model_class, registry, said.consent),
+        template=_template(body, category),
+        audit=category.audit if category.kind == "chat" else 0.0,
     )
+
+
+def _asked(line: JobLine, body: dict[str, Any], category: Category, said: Said) -> Asked:
+    """What the judge and the detectors look at."""
+    sent = {name: value for name, value in body.items() if name != "metadata"}
+    return Asked(
+        category=category.name,
+        prompt_bytes=_size(body),
+        text="\n".join([category.system, *privacy.texts(sent)]),
+        touches=said.touches if line.touches is None else tuple(line.touches),
+        audience=line.for_ or said.audience,
+        security=said.security if line.security is None else line.security,
+        tier=Tier(line.privacy) if line.privacy else said.tier,
+    )
+
+
+def _size(body: dict[str, Any]) -> int:
+    """Bytes of the prompt; of several inputs to embed, the longest."""
+    inputs = body.get("input")
+    prompts = inputs if isinstance(inputs, list) else [prompt_text(body)]
+    return max(len(prompt.encode(errors="surrogatepass")) for prompt in prompts)
+
+
+def _template(body: dict[str, Any], category: Category) -> str:
+    """What jobs of one kind share beside their prompts: system text, schema and the category's treatment."""
+    first = (body.get("messages") or [{}])[0]
+    system = _content(first) if first.get("role") in ("system", "developer") else ""
+    own = orjson.dumps([body.get("system"), system, body.get("schema"), body.get("json")]).decode()
+    return sampling.template(own, category.model_dump_json(exclude={"audit", "privacy", "on_failure"}))
 
 
 def _prefix(body: dict[str, Any]) -> int | None:

@@ -32,9 +32,11 @@ class Times:
     sweep: float = 5.0
     slice_lost: float = 10.0  #: a sent slice may be unclaimed and nowhere in Redis this long
     worker_gone: float = 45.0  #: without a heartbeat for this long a worker is not live
+    audit: float = 10.0
     cancel_check: float = 1.0  #: how often a worker looks for cancelled batches
     loop_stuck: float = 5.0  #: an event loop that has not ticked this long renews nothing
     turn: float = 60.0  #: a class keeps its provider this long while others wait
+    class_dead: float = 60.0  #: no worker took a class's work for this long: `on_failure: escalate` takes it elsewhere
     loading_abandoned: float = 600.0  #: a batch that nobody has added to for this long is dropped
 
     def divided(self, by: float) -> Times:
@@ -60,6 +62,8 @@ class Settings(BaseSettings):
         description="the one folder all state is in",
     )
     config: Path | None = Field(None, description="offload.yaml; without it OFFLOAD_HOME/offload.yaml")
+    policy: Path | None = Field(None, description="policy.yaml; without it OFFLOAD_HOME/policy.yaml")
+    log: Path | None = Field(None, description="the helpers' telemetry; without it OFFLOAD_HOME/offload.jsonl")
     redis_url: str | None = Field(
         None, pattern=r"^(redis|rediss|unix)://", description="a Redis of your own instead of the embedded one"
     )

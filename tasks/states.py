@@ -5,7 +5,7 @@
        │         │            │ lost        │   ├──► failed
        └► refused│────────────┘             │   └──► refused
                  ├──────────────────────────┘
-                 │   lease expired · retry later · drain
+                 │   lease expired · retry later · drain · on to the cloud class
                  └──► cancelled / expired   (from any state that is not terminal)
 
 Terminal states never change.  Every change is one SQL statement that names the state it leaves.

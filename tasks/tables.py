@@ -1,11 +1,17 @@
 """The SQL tables.  Times are unix seconds from the database's clock; outputs and bodies have tables of their own.
 
 batches ──< jobs ──1 bodies      what was asked
-              │  └─1 outputs     what was answered
+              │  ├─1 outputs     what was answered
+              │  ├─1 samples     that it may be audited when it is done, while nobody has looked
+              │  └─1 audits      the second opinion on it
               ├──< calls         one row a request to a backend
 slices        jobs of one class that one message carries by reference, while unclaimed
 workers       one row a worker: what it serves, how much it takes, when it was last seen
+strata        jobs of one kind, and the state of their sequential test
+usage         what a provider's calls took of its limits, by window
+events        what people should know: alarms
 ticks         when each periodic service last ran
+pool          facts of this pool: one row
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ class Batch(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     name: str | None = None
+    kind: str = "jobs"  #: or `audit`: the pool's own
     state: str = Field(index=True)
     priority: int = 0  #: higher is served first
     created_at: float
@@ -71,6 +78,10 @@ class Job(SQLModel, table=True):
     category: str
     model_class: str
     model: str | None = None  #: asked for by name
+    tier: str = "lan_ok"  #: how far it may go; dispatch sends it to no class beyond
+    verdict: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  #: JSON; see tasks/routing.py
+    escalated_from: str | None = None  #: the class it was meant for, where the cloud has it instead
+    escalation: str | None = None  #: why, in words
     state: str
     priority: int = 0
     rank: int  #: the line of the first job with the same prefix, so that those run side by side
@@ -112,6 +123,88 @@ class Output(SQLModel, table=True):
 
     job_id: int = Field(primary_key=True, foreign_key="jobs.id")
     output: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Sample(SQLModel, table=True):
+    """A job that may be audited when it is done; gone once the audit has looked at it."""
+
+    __tablename__ = "samples"
+
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    stratum: str
+    draw: float  #: audited where it is below the rate of that moment; below 0: always, one of the first of its stratum
+    rate: float  #: its category's
+
+
+class Audit(SQLModel, table=True):
+    """The second opinion on a finished job."""
+
+    __tablename__ = "audits"
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: int = Field(foreign_key="jobs.id", unique=True)
+    batch_id: str = Field(index=True)
+    stratum: str = Field(index=True)
+    category: str
+    model_class: str
+    model: str  #: that served the job
+    probability: float  #: with which it was chosen
+    state: str = Field(index=True)  #: chosen, asked, person (waits for one), judged
+    asked_job_id: int | None = Field(default=None, index=True)  #: the job that asks the auditor
+    auditor: str | None = None  #: the model, or `person NAME`
+    verdict: str | None = None  #: agree, disagree, unsure
+    reason: str | None = None
+    created_at: float
+    judged_at: float | None = None
+
+
+class Stratum(SQLModel, table=True):
+    """Jobs of one category, class and template."""
+
+    __tablename__ = "strata"
+
+    id: str = Field(primary_key=True)
+    category: str
+    model_class: str
+    template: str
+    seen: int = 0  #: submitted, counted up to the number of the first that are all audited
+    audits: int = 0  #: that agreed or disagreed
+    statistic: float = 0  #: of the sequential test
+    alarms: int = 0
+    armed: bool = True  #: False from an alarm until the statistic has fallen back
+
+
+class Usage(SQLModel, table=True):
+    """What the calls of one window took of one of a provider's limits, reservations included."""
+
+    __tablename__ = "usage"
+
+    provider: str = Field(primary_key=True)
+    unit: str = Field(primary_key=True)
+    per: str = Field(primary_key=True)
+    began: float = Field(primary_key=True)  #: the window's start
+    amount: float = 0
+
+
+class Event(SQLModel, table=True):
+    """Something that people should know."""
+
+    __tablename__ = "events"
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: float
+    kind: str
+    subject: str
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class PoolFacts(SQLModel, table=True):
+    """One row: what is this pool's own."""
+
+    __tablename__ = "pool"
+
+    id: int = Field(default=1, primary_key=True)
+    salt: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  #: of the draw that chooses audits
 
 
 class CallRow(SQLModel, table=True):
@@ -167,6 +260,7 @@ class Worker(SQLModel, table=True):
     run_id: str
     pid: int
     classes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    reach: str = "local"  #: its provider's
     capacity: int  #: calls at once
     in_flight: int = 0
     consuming: bool = True

@@ -29,6 +29,7 @@ class LiveWorker:
     capacity: int
     turn_class: str | None
     turn_since: float
+    reach: str = "local"
 
 
 @dataclass(frozen=True)

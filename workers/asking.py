@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import orjson
 
+from tasks.budget import CHARS_PER_TOKEN
 from tasks.categories import Category
 from tasks.errors import Permanent
 from tasks.ledger.claims import Claimed
+from tasks.privacy import Clearance, Reach, Tier, permits, tightest
 from tasks.registry import ModelClass, Registry, Serve
 from tasks.schemas import prompt_text
 from workers.backends import Call, Timeouts
 
-#: characters a token is taken to have before a request is sent; afterwards the server's count is trusted
-CHARS_PER_TOKEN = 3.5
 #: added to the temperature with every attempt after a rejected answer: asking the same way again gives the same
 WARMER = 0.3
 
@@ -35,23 +35,49 @@ class Asked:
     schema: dict[str, Any] | None
     inputs: int | None  #: how many vectors are wanted; None for text
     one_vector: bool  #: `input` was a single text
+    reach: Reach  #: of the provider that is asked
+    goes_on: bool  #: to class `cloud`, if its answers fail their checks
 
 
 def ask(job: Claimed, registry: Registry, provider: str) -> Asked:
     """What to send for a job; raises Permanent where it cannot be run here."""
-    category = registry.categories.get(job.category)
+    category = registry.category(job.category)
     model_class = registry.classes.get(job.model_class)
-    serve = registry.serve(job.model_class, provider, job.model)
+    # a model was asked for of the class that the job was meant for
+    serve = registry.serve(job.model_class, provider, None if job.escalated else job.model)
     if category is None or model_class is None or serve is None:
         raise Permanent("not_configured", f"provider {provider} is not configured for class {job.model_class}")
     body = orjson.loads(job.body)
     prompt = prompt_text(body)
     _check_fits(body, prompt, category, model_class, serve)
-    call = _call(job, body, category, model_class, serve)
-    inputs = len(call.inputs) if call.kind == "embed" else None
+    reach = registry.providers[provider].reach
+    clearance = _clearance(job, category, registry)
+    call = _call(job, body, category, model_class, serve, clearance)
     return Asked(
-        call, category, model_class, prompt, call.json, call.schema, inputs, isinstance(body.get("input"), str)
+        call,
+        category,
+        model_class,
+        prompt,
+        call.json,
+        call.schema,
+        inputs=len(call.inputs) if call.kind == "embed" else None,
+        one_vector=isinstance(body.get("input"), str),
+        reach=reach,
+        goes_on=_goes_on(category, reach, clearance.tier, registry),
     )
+
+
+def _clearance(job: Claimed, category: Category, registry: Registry) -> Clearance:
+    """The tier stored at submit, or what the configuration says by now where that is tighter."""
+    tier = tightest(Tier(job.tier), category.privacy, registry.privacy.default) or Tier(job.tier)
+    consent = orjson.loads(job.verdict).get("consent") if job.verdict and b'"consent"' in job.verdict else None
+    return Clearance(tier, frozenset(consent["overruled"]) if consent else frozenset())
+
+
+def _goes_on(category: Category, reach: Reach, tier: Tier, registry: Registry) -> bool:
+    """Whether an answer that fails its checks sends the job on to class `cloud`."""
+    wanted = category.on_failure == "escalate" and reach is not Reach.CLOUD and permits(tier, Reach.CLOUD)
+    return wanted and registry.has_cloud and (category.kind != "embed" or registry.cloud_embeds)
 
 
 def _check_fits(body: dict[str, Any], prompt: str, category: Category, model_class: ModelClass, serve: Serve) -> None:
@@ -66,7 +92,14 @@ def _check_fits(body: dict[str, Any], prompt: str, category: Category, model_cla
         )
 
 
-def _call(job: Claimed, body: dict[str, Any], category: Category, model_class: ModelClass, serve: Serve) -> Call:
+def _call(
+    job: Claimed,
+    body: dict[str, Any],
+    category: Category,
+    model_class: ModelClass,
+    serve: Serve,
+    clearance: Clearance,
+) -> Call:
     schema = body.get("schema")
     json = bool(body.get("json", category.json) or schema is not None) and category.kind == "chat"
     kind: Literal["chat", "complete", "embed"] = "embed" if category.kind == "embed" else body.get("kind", "chat")
@@ -85,6 +118,7 @@ def _call(job: Claimed, body: dict[str, Any], category: Category, model_class: M
         extras=body.get("extras", {}),
         options=model_class.options,
         timeouts=_timeouts(model_class, body.get("timeout_s")),
+        clearance=clearance,
     )
 
 

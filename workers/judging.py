@@ -7,10 +7,11 @@ from typing import Any
 
 import orjson
 
-from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, Transient
+from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, OutOfReach, Transient
 from tasks.leaks import Answer, normalise
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.record import Outcome
+from tasks.privacy import Reach
 from tasks.states import JobState
 from tasks.validation import check_json, check_text, check_vectors, clean, clean_json, compile_schema
 from workers.asking import Asked
@@ -66,7 +67,7 @@ def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at
         job.id,
         job.fence,
         job.batch_id,
-        JobState.DONE,
+        JobState.ESCALATED if asked.reach is Reach.CLOUD else JobState.DONE,
         output=output,
         attempts=1,
         call=call,
@@ -83,15 +84,21 @@ def failed(
     job: Claimed, error: CallError, me: Identity, asked: Asked | None, started_at: float, duration_ms: float
 ) -> Outcome:
     """What an error makes of its job: queued again while it has attempts, failed otherwise."""
-    attempts = 0 if asked is None or isinstance(error, Busy | Offline) else 1
+    attempts = 0 if asked is None or isinstance(error, Busy | Offline | OutOfReach) else 1
     most = asked.category.attempts if asked is not None else 0
+    tier = escalation = None
     match error:
+        case OutOfReach():
+            tier, delay = error.tier, 0.0
+            state = JobState.REFUSED if asked and asked.reach is Reach.CLOUD else JobState.QUEUED
         case Busy():
             state, delay = JobState.QUEUED, error.retry_after or RETRY_FIRST_S
         case Offline():
             state, delay = JobState.QUEUED, RETRY_FIRST_S
         case Transient() | BadOutput() | Misconfigured() if job.attempts + 1 < most:
             state, delay = JobState.QUEUED, backoff(job.attempts)
+        case BadOutput() if asked is not None and asked.goes_on:
+            state, delay, escalation = JobState.QUEUED, 0.0, f"its answers failed their checks ({error.code})"
         case _:
             state, delay = JobState.FAILED, 0.0
     return Outcome(
@@ -104,11 +111,13 @@ def failed(
         attempts=attempts,
         delay=delay,
         call=None
-        if asked is None
+        if asked is None or isinstance(error, OutOfReach)
         else _call_row(job, me, asked.call.model, started_at, duration_ms) | {"error_code": error.code},
         provider=me.provider,
         node=me.node,
         duration_ms=duration_ms or None,
+        escalation=escalation,
+        tier=tier,
     )
 
 

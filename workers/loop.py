@@ -27,6 +27,7 @@ from workers.gate import Gate
 from workers.hand import Hand, Held
 from workers.judging import failed, given_back, succeeded
 from workers.line import Line
+from workers.meter import FREE, Meter
 
 #: seconds between two looks of the loop at itself: leases, pauses, a sign of life
 TICK_S = 0.2
@@ -47,8 +48,10 @@ class Loop(threading.Thread):
         capacity: int,
         times: Times,
         put: Callable[[Outcome], None],
+        meter: Meter | None = None,
     ) -> None:
         super().__init__(name="loop", daemon=True)
+        self._meter = meter or FREE
         self.hand = Hand()
         self.gate = Gate(capacity)
         self.ticked_at = time.monotonic()
@@ -176,7 +179,8 @@ class Loop(threading.Thread):
         job, asked, started_at, began = held.job, None, time.time(), time.monotonic()
         try:
             asked = ask(job, self._registry, self._me.provider)
-            reply = await self._backend.call(self._timed(asked.call))
+            async with self._meter.measured(asked) as took:
+                reply = took(await self._backend.call(self._timed(asked.call)))
             outcome = succeeded(job, asked, reply, self._me, started_at)
             self._warm = (asked.call.model, time.monotonic())
             self.gate.succeeded()

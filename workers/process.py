@@ -19,14 +19,16 @@ from tasks.ledger import claims
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database, open_ledger
 from tasks.ledger.record import Outcome
+from tasks.privacy import Reach
 from tasks.queues import class_queue
-from tasks.registry import Provider, Registry
+from tasks.registry import Provider, Registry, cloud_keys
 from tasks.settings import Settings
 from tasks.states import JobState
 from workers.backends import for_provider
 from workers.consuming import consume_step
 from workers.heartbeat import Heartbeat
 from workers.loop import Loop
+from workers.meter import Meter
 from workers.recorder import Recorder
 from workers.refill import Refill
 from workers.slices import register_task
@@ -37,9 +39,19 @@ THREADS = 3
 log = structlog.get_logger(__name__)
 
 
-def run(settings: Settings, registry: Registry, provider: str, node: str, serves: Sequence[str] | None) -> None:
+def run(
+    settings: Settings,
+    registry: Registry,
+    provider: str,
+    node: str,
+    serves: Sequence[str] | None,
+    *,
+    cloud_key_is_fine: bool = False,
+) -> None:
     """Be a worker until SIGTERM or SIGINT; raises ConfigError or PoolError where it cannot start."""
     classes = _classes(registry, provider, serves)
+    if not cloud_key_is_fine:
+        _check_keys(registry, registry.providers[provider])
     broker = settings.broker_url()
     if broker is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
@@ -58,6 +70,16 @@ def _classes(registry: Registry, provider: str, serves: Sequence[str] | None) ->
     if not there:
         raise ConfigError(f"provider {provider} serves no class; name it under classes.<name>.serve")
     return list(serves or there)
+
+
+def _check_keys(registry: Registry, provider: Provider) -> None:
+    """Keys of clouds live in cloud workers only."""
+    there = [] if provider.reach is Reach.CLOUD else [n for n in cloud_keys(registry, provider) if os.environ.get(n)]
+    if there:
+        raise ConfigError(
+            f"{', '.join(there)}: a cloud's key, in the environment of a worker that needs none; "
+            f"unset {' '.join(there)}, or say --allow-cloud-key"
+        )
 
 
 class WorkerProcess:
@@ -80,14 +102,22 @@ class WorkerProcess:
         self._me = me
         self._classes = classes
         self._app = app
-        self._refill = Refill(db, Publisher(app), registry.classes, settings.times)
+        self._refill = Refill(db, Publisher(app), registry.reaches, settings.times)
         self._recorder = Recorder(db, lambda: not self._loop.in_flight, self._recorded)
-        self._loop = Loop(for_provider(provider), registry, me, provider.in_flight, settings.times, self._recorder.put)
+        self._loop = Loop(
+            for_provider(provider, registry.markers),
+            registry,
+            me,
+            provider.in_flight,
+            settings.times,
+            self._recorder.put,
+            Meter(db, provider) if provider.limits else None,
+        )
         self._heartbeat = Heartbeat(db, self._loop, me, classes, settings.times, self._replaced, self._refill.ask)
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""
-        claims.register(self._db, self._me, self._classes, self._provider.in_flight)
+        claims.register(self._db, self._me, self._classes, self._provider.in_flight, self._provider.reach)
         register_task(self._app, self._db, self._loop, self._me, self._settings.times)
         threading.excepthook = _end_process  # a worker without one of its threads would hold leases for nothing
         gc.collect()

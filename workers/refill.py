@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -13,6 +13,7 @@ from tasks.app import Publisher
 from tasks.dispatch import fill
 from tasks.errors import BrokerDown
 from tasks.ledger.database import Database
+from tasks.privacy import Reach
 from tasks.settings import Times
 
 #: due times kept; beat's tick looks for the others
@@ -24,11 +25,11 @@ log = structlog.get_logger(__name__)
 class Refill(threading.Thread):
     """One worker's dispatcher."""
 
-    def __init__(self, db: Database, publisher: Publisher, classes: Iterable[str], times: Times) -> None:
+    def __init__(self, db: Database, publisher: Publisher, reaches: Mapping[str, Reach], times: Times) -> None:
         super().__init__(name="refill", daemon=True)
         self._db = db
         self._publisher = publisher
-        self._classes = list(classes)
+        self._reaches = dict(reaches)
         self._times = times
         self._changed = threading.Condition()
         self._asked = False
@@ -55,7 +56,7 @@ class Refill(threading.Thread):
     def run(self) -> None:
         while self._wait():
             try:
-                fill(self._db, self._publisher, self._classes, self._times)
+                fill(self._db, self._publisher, self._reaches, self._times)
             except BrokerDown as error:
                 log.warning(str(error))
             except Exception as error:  # beat's tick looks again

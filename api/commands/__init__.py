@@ -8,6 +8,7 @@
     4     not finished in time (`--timeout`)
     5     not found
     6     finished, with some jobs not done
+    7     a local_only job found no local server before its deadline (`run`)
     130   interrupted with Ctrl-C; submitted work goes on
 
 Each command is imported when it is called, so that `offload --help` is quick.
@@ -39,6 +40,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "worker": ("roles", "worker", "Be the worker of one provider."),
     "beat": ("roles", "beat", "Be beat and the scheduler queue's worker."),
     "simulate": ("roles", "simulate", "Be a model server without a GPU."),
+    "policy": ("policy", "policy", "Show, explain and test the policy."),
+    "audit": ("audit", "audit", "Second opinions on finished jobs: list, show, label, report."),
     "config": ("config", "config", "Check the configuration; print its schema."),
 }
 

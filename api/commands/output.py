@@ -82,6 +82,8 @@ def describe(p: Progress) -> str:
     """One line of progress."""
     failed = p.total - p.counts["done"] - p.counts["escalated"] - (p.total - p.ended)
     parts = [f"{p.ended:,} of {p.total:,}"]
+    if p.counts["escalated"]:
+        parts.append(f"{p.counts['escalated']:,} escalated")
     if failed:
         parts.append(f"{failed:,} not done")
     if not p.over:

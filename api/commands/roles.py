@@ -21,7 +21,8 @@ def _node(context: click.Context, option: click.Parameter, name: str | None) -> 
 @click.option("--node", metavar="NAME", callback=_node, help="This machine's name; default: OFFLOAD_NODE, the host's.")
 @click.option("--provider", required=True, metavar="P", help="A provider of offload.yaml.")
 @click.option("--serves", metavar="C,C", help="Only these of its classes.")
-def worker(node: str | None, provider: str, serves: str | None) -> None:
+@click.option("--allow-cloud-key", is_flag=True, help="Start although a cloud's key is in the environment.")
+def worker(node: str | None, provider: str, serves: str | None, allow_cloud_key: bool) -> None:
     """Be the worker of one provider until Ctrl-C; then drain."""
     from workers import process
 
@@ -30,7 +31,14 @@ def worker(node: str | None, provider: str, serves: str | None) -> None:
     classes = [name.strip() for name in serves.split(",") if name.strip()] if serves is not None else None
     if classes == []:
         raise click.UsageError("--serves names no class")
-    process.run(settings, load_registry(settings), provider, node or settings.node, classes)
+    process.run(
+        settings,
+        load_registry(settings),
+        provider,
+        node or settings.node,
+        classes,
+        cloud_key_is_fine=allow_cloud_key,
+    )
 
 
 @click.command()

@@ -11,11 +11,14 @@ import click
 import orjson
 
 from api.commands.output import Seconds, say
+from api.commands.said import said, said_options
 from api.commands.submit import dispatch_now, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import submit_line
 from tasks.errors import InputError, LineFault
 from tasks.ledger import reading
+from tasks.ledger.endings import NO_LOCAL_SERVER
+from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.states import ANSWERED, TERMINAL
 
 #: seconds between two looks at the job: the first ones, and after a while
@@ -34,6 +37,8 @@ JSON_ERRORS = frozenset({"bad_json", "schema_mismatch"})
 @click.option("--system", metavar="TEXT", help="Instructions before the prompt.")
 @click.option("--model", metavar="M", help="A configured model or class.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="json: the result line.")
+@click.option("--deadline", type=Seconds(), metavar="S", help="A job not done after so many seconds expires (24 h).")
+@said_options
 @click.option("--timeout", type=Seconds(), metavar="S", help="Exit 4 after so many seconds.")
 def run(
     category: str,
@@ -43,24 +48,39 @@ def run(
     system: str | None,
     model: str | None,
     form: str,
+    deadline: float | None,
+    touches: tuple[str, ...],
+    audience: str | None,
+    security: bool,
+    privacy: str | None,
+    consent: str | None,
     timeout: float | None,
 ) -> None:
     """Run one job of CATEGORY with PROMPT (- is stdin), wait, and print the output."""
-    line: dict[str, Any] = {"category": category, "prompt": _prompt(prompt)}
+    line: dict[str, Any] = {"category": category, "prompt": read_prompt(prompt)}
     line |= {k: v for k, v in (("system", system), ("model", model)) if v is not None}
     if wants_json:
         line["json"] = True
     if schema is not None:
         line["schema"] = _schema(schema)
     pool = Pool()
-    batch_id = submit_line(pool, orjson.dumps(line), name=f"run {category}", priority=RUN_PRIORITY)
+    batch_id = submit_line(
+        pool,
+        orjson.dumps(line),
+        name=f"run {category}",
+        priority=RUN_PRIORITY,
+        said=said(touches=touches, audience=audience, security=security, privacy=privacy, consent=consent),
+        deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,
+    )
     with going_on(batch_id):
-        dispatch_now(pool)
+        if reading.one_job(pool.db, batch_id).state not in TERMINAL:  # the policy may have refused it
+            dispatch_now(pool)
         job = _wait(pool, batch_id, timeout)
     sys.exit(_finish(job, batch_id, form))
 
 
-def _prompt(given: str) -> str:
+def read_prompt(given: str) -> str:
+    """A prompt as it was given, `-` read from stdin; raises InputError."""
     if given != "-":
         text = given
     else:
@@ -98,7 +118,7 @@ def _finish(job: Any, batch_id: str, form: str) -> int:
     if job.state in ANSWERED:
         return 0
     say(f"{job.state}: {job.error_code}: {job.error_message}")
-    return 3 if job.error_code in JSON_ERRORS else 6
+    return 3 if job.error_code in JSON_ERRORS else 7 if job.error_code == NO_LOCAL_SERVER else 6
 
 
 def _print_output(output: bytes) -> None:

@@ -11,12 +11,14 @@ from typing import BinaryIO
 import click
 
 from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
+from api.commands.said import said, said_options
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, Submitted, opened
 from api.use_cases.submitting import submit as submit_file
 from api.use_cases.watching import Progress, watch
 from tasks.errors import BrokerDown, LineFault, PoolError
 from tasks.ledger import reading
+from tasks.ledger.submit import DEFAULT_DEADLINE_S
 
 #: lines after which a long submit says where it is
 SAY_EVERY_LINES = 100_000
@@ -27,6 +29,8 @@ SAY_EVERY_LINES = 100_000
 @click.option("--category", metavar="C", help="Category of lines that name none.")
 @click.option("--name", metavar="N", help="A name for people.")
 @click.option("--idempotency-key", "key", metavar="K", help="Submitting again with this key gives the same batch.")
+@click.option("--deadline", type=Seconds(), metavar="S", help="Jobs not done after so many seconds expire (24 h).")
+@said_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; write the others to FILE.rejected.")
 @click.option("--wait", "waits", is_flag=True, help="Show progress, then write the results.")
 @click.option("-o", "--output", metavar="OUT", help="With --wait: where the results go (default: stdout).")
@@ -37,6 +41,12 @@ def submit(
     category: str | None,
     name: str | None,
     key: str | None,
+    deadline: float | None,
+    touches: tuple[str, ...],
+    audience: str | None,
+    security: bool,
+    privacy: str | None,
+    consent: str | None,
     skip_invalid: bool,
     waits: bool,
     output: str | None,
@@ -45,7 +55,8 @@ def submit(
 ) -> None:
     """Submit FILE (JSONL; - is stdin) and print the batch's id.
 
-    All lines are checked first: if one is wrong, every fault is shown and nothing is submitted.
+    All lines are checked first: if one is wrong, every fault is shown and nothing is submitted. What --touches, --for,
+    --security and --privacy say holds for lines that say nothing themselves; --consent holds for all.
     """
     if key is not None and not 1 <= len(key) <= 200:
         raise click.UsageError("--idempotency-key has 1 to 200 characters")
@@ -57,9 +68,12 @@ def submit(
     pool = Pool()
     rejects = Rejects(file)
     request = Request(
-        category=category,
+        said=said(
+            category=category, touches=touches, audience=audience, security=security, privacy=privacy, consent=consent
+        ),
         name=name,
         key=key,
+        deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,
         rejects=rejects.open if skip_invalid else None,
         on_fault=_say_fault,
         on_progress=_say_progress,

@@ -13,7 +13,7 @@ from api.commands.output import Seconds, print_json, say, seconds, show_progress
 from api.commands.submit import exit_code, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.watching import counts, is_running, live_workers, watch, why_waiting
-from tasks.ledger import reading
+from tasks.ledger import audits, reading
 from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 
 
@@ -45,10 +45,11 @@ def status(batch_id: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option("--all", "all_", is_flag=True, help="The pool's own audits too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def batches(limit: int, as_json: bool) -> None:
+def batches(limit: int, all_: bool, as_json: bool) -> None:
     """List batches, the newest first."""
-    rows = reading.recent_batches(Pool().db, limit)
+    rows = reading.recent_batches(Pool().db, limit, audits_too=all_)
     if as_json:
         print_json([_batch_json(row) for row in rows])
         return
@@ -82,12 +83,13 @@ def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
     row = reading.batch(pool.db, batch_id)
     categories = reading.by_category(pool.db, batch_id)
     waiting = why_waiting(pool, batch_id) if row.state == BatchState.OPEN else {}
+    audited = audits.counted(pool.db, batch_id)
     ended = sum(counts(row).values())
     took = (row.finished_at or time.time()) - (row.opened_at or row.created_at)
     rate = ended / took if took > 0 else 0.0
     left = (row.total - ended) / rate if row.state == BatchState.OPEN and rate else None
     if as_json:
-        more = {"took_s": took, "rate": rate, "left_s": left, "waiting": waiting}
+        more = {"took_s": took, "rate": rate, "left_s": left, "waiting": waiting, "audits": audited}
         print_json(_batch_json(row) | more | {"categories": [asdict(c) for c in categories]})
         return
     words = f", {seconds(left)} left" if left is not None else ""
@@ -95,6 +97,16 @@ def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
     click.echo(category_table(categories))
     for name, reason in waiting.items():
         click.echo(f"class {name}: {reason}")
+    if row.escalated or row.refused:
+        click.echo(f"escalated to the cloud: {row.escalated:,}; refused: {row.refused:,}")
+    if audited:
+        click.echo(f"audits: {_audit_words(audited)}")
+
+
+def _audit_words(counted: dict[str, int]) -> str:
+    """Audits by verdict, or by what they wait for."""
+    words = {"chosen": "to be asked", "person": "wait for a person"}
+    return ", ".join(f"{n:,} {words.get(what, what)}" for what, n in sorted(counted.items()))
 
 
 def category_table(categories: list[reading.CategorySummary]) -> str:
@@ -128,11 +140,16 @@ def _pool_status(pool: Pool, as_json: bool) -> None:
             {"name": w.name, "classes": w.classes, "in_flight": w.in_flight, "capacity": w.capacity, "health": w.health}
             for w in workers
         ]
-        print_json({"running": running, "workers": rows, "open_batches": [_batch_json(r) for r in open_]})
+        found = {"running": running, "workers": rows, "open_batches": [_batch_json(r) for r in open_]}
+        print_json(found | {"audits": audits.counted(pool.db), "alarms": len(audits.alarms(pool.db))})
         return
     if not running:
         say("the pool is not running: offload up")
     head = ("worker", "health", "in flight", "of", "classes")
     click.echo(table(head, [(w.name, w.health, w.in_flight, w.capacity, ", ".join(w.classes)) for w in workers]))
     waiting = sum(r.open for r in open_)
-    click.echo(f"{waiting:,} jobs open in {len(open_)} batches")
+    click.echo(f"jobs open: {waiting:,}, batches open: {len(open_):,}")
+    if audited := audits.counted(pool.db):
+        click.echo(f"audits: {_audit_words(audited)}; offload audit report")
+    if alarms := audits.alarms(pool.db):
+        click.echo(f"audit alarms: {len(alarms)}")

@@ -24,7 +24,8 @@ from tasks.config import config_path, load_registry
 from tasks.errors import PoolError
 from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database, open_ledger
-from tasks.registry import Registry
+from tasks.privacy import Reach
+from tasks.registry import Registry, cloud_keys
 from tasks.settings import Settings
 
 #: seconds before a role that died is started again: the first time, and the most
@@ -114,6 +115,7 @@ class Supervisor:
     simulate: bool = False
     roles: list[Role] = field(default_factory=list)
     _stop: bool = False
+    _keys: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         """Run until SIGINT or SIGTERM; raises PoolError where the pool cannot start."""
@@ -136,6 +138,7 @@ class Supervisor:
 
     def _start(self) -> Database:
         db = open_ledger(self.settings.ledger())
+        self._keys = cloud_keys(load_registry(self.settings))
         url = self._start_redis()
         self.settings.redis_url = url
         registry = self._find_registry()
@@ -211,25 +214,30 @@ class Supervisor:
         return ", ".join(f"{p.name} ({p.url or p.path})" for p in used) or "none was found yet"
 
     def _add_workers(self, registry: Registry) -> None:
-        for name in registry.providers:
+        self._keys = cloud_keys(registry)
+        for name, provider in registry.providers.items():
             if registry.classes_of(name):
-                self._add(f"worker {name}", "worker", "--node", self.settings.node, "--provider", name)
+                own = provider.api_key_env
+                keeps = self._keys if provider.reach is Reach.CLOUD else [own] if own else []
+                self._add(f"worker {name}", "worker", "--node", self.settings.node, "--provider", name, keeps=keeps)
             else:
                 log.warning("a provider serves no class", provider=name)
 
-    def _add(self, name: str, *arguments: str) -> None:
+    def _add(self, name: str, *arguments: str, keeps: Sequence[str] = ()) -> None:
         command = (sys.executable, "-P", "-m", "api", *arguments)  # -P: never the current folder's code
-        role = self._role(name, command)
+        role = self._role(name, command, keeps)
         self.roles.append(role)
         role.start()
 
-    def _role(self, name: str, command: Sequence[str]) -> Role:
-        environment = dict(os.environ)
+    def _role(self, name: str, command: Sequence[str], keeps: Sequence[str] = ()) -> Role:
+        """A role; of the clouds' keys it gets those that it keeps."""
+        environment = {k: v for k, v in os.environ.items() if k not in self._keys or k in keeps}
         environment["OFFLOAD_HOME"] = str(self.settings.home)
         if self.settings.redis_url is not None:  # by environment, which others cannot read, and not by a file to lose
             environment["OFFLOAD_REDIS_URL"] = self.settings.redis_url
-        if self.settings.config is not None:
-            environment["OFFLOAD_CONFIG"] = str(self.settings.config.absolute())
+        for variable, path in (("OFFLOAD_CONFIG", self.settings.config), ("OFFLOAD_POLICY", self.settings.policy)):
+            if path is not None:
+                environment[variable] = str(path.absolute())
         return Role(name, command, self.settings.drain_s + STOP_GRACE_S, environment)
 
     def _wait_until_ready(self, db: Database) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ import redis
 from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
 from tasks.errors import OffloadError
-from tasks.ledger import reading, ticks
-from tasks.registry import ModelClass, Provider, Registry
+from tasks.ledger import reading, ticks, usage
+from tasks.registry import CLOUD, ModelClass, Provider, Registry
 from tasks.settings import unknown_variables
 from workers.backends import Health, Probe, for_provider
 
@@ -47,10 +47,10 @@ def examine(pool: Pool) -> list[Finding]:
     except OffloadError as error:
         return [*findings, Finding("configuration", False, str(error), "offload config check")]
     findings += [*_redis(pool), *_ledger(pool)]
-    probes = asyncio.run(_probe_all(registry.providers.values()))
+    probes = asyncio.run(_probe_all(registry))
     findings += [*_providers(registry, probes), *_classes(registry, probes)]
     if all(f.ok for f in findings if f.check == "ledger"):
-        findings += [*_workers(pool, registry), *_beat(pool)]
+        findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool)]
     return findings
 
 
@@ -104,9 +104,9 @@ def _ledger(pool: Pool) -> Iterator[Finding]:
         yield Finding("ledger", False, f"{pool.settings.ledger()}: {cause}", fix)
 
 
-async def _probe_all(providers: Iterable[Provider]) -> dict[str, Probe]:
-    asked = [p for p in providers if p.kind != "gguf"]
-    backends = [for_provider(p) for p in asked]
+async def _probe_all(registry: Registry) -> dict[str, Probe]:
+    asked = [p for p in registry.providers.values() if p.kind != "gguf"]
+    backends = [for_provider(p, registry.markers) for p in asked]
     probes = await asyncio.gather(*(b.probe() for b in backends))
     for backend in backends:
         await backend.aclose()
@@ -119,21 +119,32 @@ def _providers(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding
             "providers", False, "none is configured and none was found", "start a model server, then offload up"
         )
     for provider in registry.providers.values():
-        if provider.kind == "gguf":
-            yield _gguf(provider)
-            continue
-        probe = probes[provider.name]
-        name = f"provider {provider.name}"
-        if provider.api_key_env and not os.environ.get(provider.api_key_env):
-            yield Finding(name, False, f"{provider.api_key_env} is not set", f"export {provider.api_key_env}=…")
-        elif probe.health is Health.OFFLINE:
-            yield Finding(
-                name, False, f"nobody answers at {provider.url}", f"start it, or correct providers.{provider.name}.url"
-            )
-        elif probe.health is Health.MISCONFIGURED:
-            yield Finding(name, False, probe.detail, f"correct providers.{provider.name} (api_key_env, url)")
-        else:
-            yield Finding(name, True, f"{probe.server or provider.kind} at {provider.url}, {probe.health}")
+        yield _gguf(provider) if provider.kind == "gguf" else _provider(provider, probes[provider.name])
+
+
+def _provider(provider: Provider, probe: Probe) -> Finding:
+    name, where = f"provider {provider.name}", provider.url or provider.command[0]
+    if provider.api_key_env and not os.environ.get(provider.api_key_env):
+        key = provider.api_key_env
+        return Finding(name, False, f"{key} is not set", f"export {key}=…; then: offload down; offload up")
+    if probe.health is Health.OFFLINE:
+        detail = f"nobody answers at {where} ({probe.detail})" if probe.detail else f"nobody answers at {where}"
+        return Finding(name, False, detail, f"start it, or correct providers.{provider.name}.url")
+    if probe.health is Health.MISCONFIGURED:
+        return Finding(name, False, probe.detail, f"correct providers.{provider.name} ({_mends(provider)})")
+    return Finding(name, True, f"{probe.server or provider.kind} at {where}, reach {provider.reach}, {probe.health}")
+
+
+def _mends(provider: Provider) -> str:
+    return "command" if provider.kind == "command" else "api_key_env, url"
+
+
+def _limits(pool: Pool, registry: Registry) -> Iterator[Finding]:
+    """Limits that leave no room now: jobs wait at them."""
+    for provider in registry.providers.values():
+        for words in usage.at_limits(pool.db, provider) if provider.limits else ():
+            fix = f"wait, or raise providers.{provider.name}.limits"
+            yield Finding(f"limits of {provider.name}", False, f"{words}; its jobs wait", fix)
 
 
 def _gguf(provider: Provider) -> Finding:
@@ -149,7 +160,9 @@ def _gguf(provider: Provider) -> Finding:
 
 def _classes(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
     for model_class in registry.classes.values():
-        if not model_class.serve:
+        if not model_class.serve and model_class.name == CLOUD:
+            yield Finding(f"class {CLOUD}", True, "nothing serves it: what may not be done here is refused")
+        elif not model_class.serve:
             yield Finding(
                 f"class {model_class.name}",
                 False,

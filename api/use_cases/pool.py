@@ -37,6 +37,6 @@ class Pool:
             raise BrokerDown("the pool is not running")
         publisher = Publisher(make_app(url))
         try:
-            fill(self.db, publisher, list(self.registry.classes), self.settings.times)
+            fill(self.db, publisher, self.registry.reaches, self.settings.times)
         finally:
             publisher.close()

@@ -13,7 +13,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -23,6 +23,7 @@ from api.use_cases.pool import Pool
 from tasks.errors import InputError, LineFault, PoolError
 from tasks.ledger import submit as loading
 from tasks.registry import Registry, nearest
+from tasks.routing import NOTHING, Said
 from tasks.schemas import MAX_LINE_BYTES, NewJob, parse_line
 
 #: is told of every fault as it is found
@@ -43,12 +44,16 @@ class Submitted:
 
 @dataclass
 class Request:
-    """What to submit. category: for lines that name none. rejects: where bad lines go; None refuses them all."""
+    """What to submit. said: for lines that say nothing themselves. rejects: where bad lines go; None refuses them all.
 
-    category: str | None = None
+    deadline_s: seconds from now after which unfinished jobs expire.
+    """
+
+    said: Said = NOTHING
     name: str | None = None
     key: str | None = None
     priority: int = 0
+    deadline_s: float = loading.DEFAULT_DEADLINE_S
     rejects: Callable[[], BinaryIO] | None = None
     on_fault: OnFault = field(default=lambda fault: None)
     on_progress: OnProgress = field(default=lambda what, lines: None)
@@ -59,8 +64,8 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
 
     Raises InputError when there are faults and no place for bad lines, or when nothing valid is left.
     """
-    if request.category is not None:
-        _check_category(pool.registry, request.category)
+    if request.said.category is not None:
+        _check_category(pool.registry, request.said.category)
     first = _Pass(pool.registry, request, source)
     with ExitStack() as stack:
         first.rejects = _LazyFile(request.rejects, stack)
@@ -72,19 +77,32 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         raise InputError([LineFault(0, "", "the input is empty; nothing was submitted")])
     body_hash = first.digest()
     batch_id, new = loading.begin(
-        pool.db, name=request.name, priority=request.priority, key=request.key, body_hash=body_hash
+        pool.db,
+        name=request.name,
+        priority=request.priority,
+        key=request.key,
+        body_hash=body_hash,
+        deadline_s=request.deadline_s,
     )
     if new:
         _load(pool, source, request, batch_id, body_hash)
     return Submitted(batch_id, good, first.bad, new)
 
 
-def submit_line(pool: Pool, line: bytes, *, name: str | None, priority: int) -> str:
+def submit_line(
+    pool: Pool,
+    line: bytes,
+    *,
+    name: str | None,
+    priority: int,
+    said: Said = NOTHING,
+    deadline_s: float = loading.DEFAULT_DEADLINE_S,
+) -> str:
     """Submit one job; raises InputError with its faults. Returns the batch's id."""
-    job = parse_line(line, 1, pool.registry)
+    job = parse_line(line, 1, pool.registry, said)
     if isinstance(job, list):
         raise InputError([LineFault(0, f.field, f.reason) for f in job])
-    batch_id, _ = loading.begin(pool.db, name=name, priority=priority)
+    batch_id, _ = loading.begin(pool.db, name=name, priority=priority, deadline_s=deadline_s)
     loading.add(pool.db, batch_id, [job], priority)
     loading.open_batch(pool.db, batch_id)
     return batch_id
@@ -104,7 +122,7 @@ def _check_category(registry: Registry, category: str) -> None:
 
 
 def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, body_hash: str) -> None:
-    quiet = Request(category=request.category, on_progress=request.on_progress)
+    quiet = Request(said=request.said, on_progress=request.on_progress)
     second = _Pass(pool.registry, quiet, source)
     try:
         loading.add(pool.db, batch_id, second.jobs("stored"), request.priority)
@@ -115,6 +133,11 @@ def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, body_ha
         with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
             loading.drop_loading(pool.db, batch_id)
         raise
+
+
+def _without_time(said: Said) -> Said:
+    """What an idempotency key was used for: consent given again is the same consent."""
+    return said if said.consent is None else replace(said, consent=replace(said.consent, at=""))
 
 
 class _LazyFile:
@@ -143,7 +166,7 @@ class _Pass:
         self._registry = registry
         self._request = request
         self._source = source
-        self._hash = hashlib.blake2b(repr(request.category).encode(), digest_size=16)
+        self._hash = hashlib.blake2b(repr(_without_time(request.said)).encode(), digest_size=16)
 
     def jobs(self, what: str) -> Iterator[NewJob]:
         """The valid jobs; faults are reported and counted as they are met."""
@@ -166,7 +189,7 @@ class _Pass:
     def _job(self, raw: bytes, number: int, first_line: Callable[[str, int], int]) -> NewJob | list[LineFault]:
         if len(raw) > MAX_LINE_BYTES:
             return [LineFault(number, "", f"is longer than {MAX_LINE_BYTES >> 20} MiB")]
-        job = parse_line(raw, number, self._registry, self._request.category)
+        job = parse_line(raw, number, self._registry, self._request.said)
         if isinstance(job, list):
             return job
         first = first_line(job.line_id, number)

@@ -40,7 +40,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job in a worker's hand, with all that is needed to run it."""
+    """A job in a worker's hand, with all that is needed to run it. escalated: it was meant for another class."""
 
     id: int
     fence: int
@@ -52,6 +52,9 @@ class Claimed:
     attempts: int
     crashes: int
     body: bytes
+    tier: str = "lan_ok"
+    verdict: bytes | None = None
+    escalated: bool = False
 
 
 def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started: bool) -> list[Claimed]:
@@ -85,6 +88,9 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 jobs.c.priority,
                 jobs.c.attempts,
                 jobs.c.crashes,
+                jobs.c.tier,
+                jobs.c.verdict,
+                jobs.c.escalated_from,
                 jobs.c.rank,
                 jobs.c.line,
             )
@@ -106,6 +112,9 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
             attempts=r.attempts,
             crashes=r.crashes,
             body=texts[r.id],
+            tier=r.tier,
+            verdict=r.verdict,
+            escalated=r.escalated_from is not None,
         )
         for r in taken
     ]
@@ -157,7 +166,7 @@ def ended_batches(db: Database, ids: Iterable[str]) -> set[str]:
         return set(c.execute(query).scalars())
 
 
-def register(db: Database, me: Identity, classes: Sequence[str], capacity: int) -> None:
+def register(db: Database, me: Identity, classes: Sequence[str], capacity: int, reach: str = "local") -> None:
     """Enter a worker, or take over the name of one that is gone.
 
     What a former process of that name still holds is over at once: if it lives after all, its fences are stale.
@@ -170,6 +179,7 @@ def register(db: Database, me: Identity, classes: Sequence[str], capacity: int) 
             "run_id": me.run_id,
             "pid": me.pid,
             "classes": list(classes),
+            "reach": reach,
             "capacity": capacity,
             "in_flight": 0,
             "consuming": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,20 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlmodel import SQLModel
 
-import tasks.tables  # noqa: F401  the tables register themselves with SQLModel's metadata
 from tasks.errors import ConfigError, PoolError
+from tasks.tables import PoolFacts
 
 #: milliseconds SQLite waits for another writer; every transaction is short, so this is generous
 BUSY_TIMEOUT_MS = 20_000
 #: seconds between two tries for the write lock
 LOCK_POLL_S = 0.001
 #: grows with every change of the tables
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: tries, 50 ms apart, to switch a new ledger to WAL while another process does so too
 WAL_TRIES = 100
 
@@ -157,4 +158,5 @@ def _create(database: Database) -> None:
         raw.close()
     with database.write() as c:
         SQLModel.metadata.create_all(c)
+        c.execute(insert(PoolFacts).prefix_with("OR IGNORE").values(id=1, salt=secrets.token_bytes(32)))
         c.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))

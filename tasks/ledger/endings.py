@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
-from sqlalchemy import Connection, case, select, update
+from sqlalchemy import Connection, and_, case, select, update
 
 from tasks.ledger.database import Database
+from tasks.privacy import Tier
 from tasks.states import LIVE, TERMINAL, BatchState, JobState
 from tasks.tables import Batch, Job
 
 #: rows one transaction may end; it bounds how long others wait for the write lock
 CHUNK = 5_000
+
+#: the error of a private job that found nobody at home
+NO_LOCAL_SERVER = "no_local_server"
 
 batches = Batch.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
@@ -77,7 +82,7 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
         )
         rows = c.execute(some).all()
         ids = [row.id for row in rows]
-        reason = "the batch was cancelled" if state is JobState.CANCELLED else "its deadline passed before it was done"
+        code, reason = _why(state)
         for start in range(0, len(ids), 500):
             c.execute(
                 update(jobs)
@@ -87,9 +92,23 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
                     finished_at=now,
                     slice_id=None,
                     lease_until=None,
-                    error_code=state.value,
+                    error_code=code,
                     error_message=reason,
                 )
             )
         count_ended(c, {batch_id: Counter({state: len(ids)})}, now)
         return len(ids), rows[-1].line if rows else after
+
+
+def _why(state: JobState) -> tuple[Any, Any]:
+    """The error of a job that ends like this: code and message."""
+    if state is JobState.CANCELLED:
+        return state.value, "the batch was cancelled"
+    homeless = and_(jobs.c.tier == Tier.LOCAL_ONLY, jobs.c.state != JobState.RUNNING)
+    return (
+        case((homeless, NO_LOCAL_SERVER), else_=state.value),
+        case(
+            (homeless, "it is local_only, and no local server took it before its deadline"),
+            else_="its deadline passed before it was done",
+        ),
+    )

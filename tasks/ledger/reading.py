@@ -13,11 +13,12 @@ from sqlalchemy.engine import Row
 from tasks.errors import NotFound
 from tasks.ledger.database import Database
 from tasks.states import TERMINAL, JobState
-from tasks.tables import Batch, Job, Output, Worker
+from tasks.tables import Audit, Batch, Job, Output, Worker
 
 #: results one page holds, and outputs read at once; an output may be 16 MB
 PAGE, OUTPUTS = 500, 20
 
+audits = Audit.__table__  # type: ignore[attr-defined]
 batches = Batch.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 outputs = Output.__table__  # type: ignore[attr-defined]
@@ -33,10 +34,12 @@ def batch(db: Database, batch_id: str) -> Row[Any]:
     return row
 
 
-def recent_batches(db: Database, limit: int) -> list[Row[Any]]:
-    """The newest batches first."""
+def recent_batches(db: Database, limit: int, *, audits_too: bool = False) -> list[Row[Any]]:
+    """The newest batches first; those of the pool's own audits only when asked for."""
+    kinds = ("jobs", "audit") if audits_too else ("jobs",)
+    query = select(batches).where(batches.c.kind.in_(kinds)).order_by(batches.c.created_at.desc()).limit(limit)
     with db.read() as c:
-        return list(c.execute(select(batches).order_by(batches.c.created_at.desc()).limit(limit)).all())
+        return list(c.execute(query).all())
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,11 @@ def results(db: Database, batch_id: str, state: str | None = None) -> Iterator[b
 
 def _with_outputs(db: Database, page: Sequence[Row[Any]]) -> Iterator[bytes]:
     with db.read() as c:
-        query = select(outputs).where(outputs.c.job_id.in_([row.id for row in page]))
-        found = {row.job_id: row.output for row in c.execute(query)}
+        ids = [row.id for row in page]
+        found = {row.job_id: row.output for row in c.execute(select(outputs).where(outputs.c.job_id.in_(ids)))}
+        audited = {row.job_id: row for row in c.execute(select(audits).where(audits.c.job_id.in_(ids)))}
     for row in page:
-        yield result_line(row, found.pop(row.id, None))
+        yield result_line(row, found.pop(row.id, None), audited.get(row.id))
 
 
 def one_job(db: Database, batch_id: str) -> Row[Any]:
@@ -162,12 +166,13 @@ def one_job(db: Database, batch_id: str) -> Row[Any]:
         return c.execute(query).one()
 
 
-def result_line(row: Row[Any], output: bytes | None) -> bytes:
-    """A result as the README shows it."""
+def result_line(row: Row[Any], output: bytes | None, audit: Row[Any] | None = None) -> bytes:
+    """A result as the README shows it. audit: its row, where the job was chosen for one."""
     line: dict[str, Any] = {
         "id": row.line_id,
         "category": row.category,
         "state": row.state,
+        "privacy": row.tier,
         "output": None if output is None else orjson.Fragment(output),
         "model": row.served_model,
         "provider": row.provider,
@@ -178,6 +183,12 @@ def result_line(row: Row[Any], output: bytes | None) -> bytes:
     }
     if row.error_code and output is None:
         line["error"] = {"code": row.error_code, "message": row.error_message}
+    if row.escalated_from is not None:
+        line["escalated"] = {"from": row.escalated_from, "why": row.escalation}
+    if row.verdict is not None:
+        line["verdict"] = orjson.Fragment(row.verdict)
+    if audit is not None:
+        line["audit"] = {"verdict": audit.verdict, "auditor": audit.auditor, "state": audit.state}
     return orjson.dumps(line)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy import Connection, bindparam, func, insert, update
 from sqlalchemy.exc import OperationalError, StatementError
+from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.ledger.claims import still_held
 from tasks.ledger.database import Database
 from tasks.ledger.endings import count_ended
+from tasks.registry import CLOUD
 from tasks.states import TERMINAL, JobState
 from tasks.tables import CallRow, Job, Output
 
@@ -33,6 +35,8 @@ class Outcome:
 
     state: a terminal one, or QUEUED to run again `delay` seconds from now. `call` holds the columns of the call
     row, None where nothing was sent. `attempts` is how many attempts it burned, 0 or 1. `output` is JSON.
+    `escalation` says why it goes on to class `cloud`, with its attempts counted anew; `tier` what its privacy was
+    tightened to.
     """
 
     job_id: int
@@ -51,6 +55,8 @@ class Outcome:
     tokens_in: int = 0
     tokens_out: int = 0
     duration_ms: float | None = None
+    escalation: str | None = None
+    tier: str | None = None
 
 
 _UPDATE = (
@@ -71,6 +77,7 @@ _UPDATE = (
         duration_ms=bindparam("b_ms"),
         error_code=bindparam("b_code"),
         error_message=bindparam("b_message"),
+        tier=func.coalesce(bindparam("b_tier"), jobs.c.tier),
     )
 )
 
@@ -126,6 +133,9 @@ def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
         stale = {id(o) for o in ordered} - {id(o) for o in fresh}
         if fresh:
             c.execute(_UPDATE, [_parameters(o, now) for o in fresh])
+        for o in fresh:
+            if o.escalation is not None:
+                escalate(c, jobs.c.id == o.job_id, o.escalation)
         _write_outputs(c, fresh)
         rows = [o.call | {"stale": id(o) in stale} for o in ordered if o.call is not None]
         if rows:
@@ -136,6 +146,15 @@ def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
                 ended[o.batch_id][o.state] += 1
         count_ended(c, ended, now)
     return len(stale)
+
+
+def escalate(c: Connection, which: ColumnElement[bool], why: str) -> int:
+    """Send queued jobs on to class `cloud`; the same rows, with attempts of their own there. Returns how many."""
+    return c.execute(
+        update(jobs)
+        .where(which, jobs.c.state == JobState.QUEUED)
+        .values(escalated_from=jobs.c.model_class, model_class=CLOUD, escalation=why, attempts=0)
+    ).rowcount
 
 
 def _write_outputs(c: Connection, fresh: Sequence[Outcome]) -> None:
@@ -161,4 +180,5 @@ def _parameters(o: Outcome, now: float) -> dict[str, Any]:
         "b_ms": o.duration_ms,
         "b_code": o.error_code,
         "b_message": o.error_message,
+        "b_tier": o.tier,
     }

@@ -6,12 +6,14 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator
 
+import orjson
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tasks.errors import Conflict, PoolError
 from tasks.ledger.database import Database
 from tasks.ledger.endings import close_batches
+from tasks.ledger.strata import add_samples, drop_samples
 from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
 from tasks.tables import Batch, Body, Job
@@ -34,11 +36,19 @@ def new_batch_id() -> str:
 
 
 def begin(
-    db: Database, *, name: str | None, priority: int = 0, key: str | None = None, body_hash: str | None = None
+    db: Database,
+    *,
+    name: str | None,
+    priority: int = 0,
+    key: str | None = None,
+    body_hash: str | None = None,
+    deadline_s: float = DEFAULT_DEADLINE_S,
+    kind: str = "jobs",
 ) -> tuple[str, bool]:
     """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
 
-    Raises Conflict when the key was used for another body. A load that its process gave up is replaced.
+    deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` for the pool's own. Raises Conflict
+    when the key was used for another body. A load that its process gave up is replaced.
     """
     while True:
         batch_id = new_batch_id()
@@ -53,7 +63,8 @@ def begin(
                         priority=priority,
                         created_at=now,
                         touched_at=now,
-                        deadline_at=now + DEFAULT_DEADLINE_S,
+                        deadline_at=now + deadline_s,
+                        kind=kind,
                         idempotency_key=key,
                         body_hash=body_hash,
                     )
@@ -94,16 +105,23 @@ def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0)
     for chunk in _chunks(lines):
         with db.write() as c:
             now = db.now(c)
+            refused = sum(job.route.state is JobState.REFUSED for job in chunk)
             touched = c.execute(
                 update(batches)
                 .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
-                .values(touched_at=now, total=batches.c.total + len(chunk), open=batches.c.open + len(chunk))
+                .values(
+                    touched_at=now,
+                    total=batches.c.total + len(chunk),
+                    open=batches.c.open + len(chunk) - refused,
+                    refused=batches.c.refused + refused,
+                )
             )
             if touched.rowcount != 1:
                 raise PoolError("this submit was silent for so long that it was given up; submit again")
             rows = [_row(batch_id, job, _rank(ranks, job), priority, now) for job in chunk]
             ids = c.execute(insert(jobs).returning(jobs.c.id, sort_by_parameter_order=True), rows).scalars().all()
             c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
+            add_samples(c, batch_id, list(zip(ids, chunk, strict=True)))
         total += len(chunk)
     return total
 
@@ -130,6 +148,7 @@ def _rank(ranks: dict[int, int], job: NewJob) -> int:
 
 
 def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> dict[str, object]:
+    refused = job.route.state is JobState.REFUSED
     return {
         "batch_id": batch_id,
         "line": job.line,
@@ -137,10 +156,17 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
         "category": job.category,
         "model_class": job.model_class,
         "model": job.model,
-        "state": JobState.QUEUED,
+        "tier": job.route.tier.value,
+        "verdict": orjson.dumps(job.route.verdict) if job.route.verdict else None,
+        "escalated_from": job.route.escalated_from,
+        "escalation": job.route.words if job.route.escalated_from else None,
+        "state": job.route.state,
         "priority": priority,
         "rank": rank,
         "due_at": now,
+        "finished_at": now if refused else None,
+        "error_code": "refused" if refused else None,
+        "error_message": job.route.words if refused else None,
     }
 
 
@@ -167,6 +193,7 @@ def drop_loading(db: Database, batch_id: str) -> None:
             ids = list(c.execute(some).scalars())
             for start in range(0, len(ids), 500):
                 part = ids[start : start + 500]
+                drop_samples(c, part)
                 c.execute(delete(bodies).where(bodies.c.job_id.in_(part)))
                 c.execute(delete(jobs).where(jobs.c.id.in_(part)))
             if not ids:

@@ -12,6 +12,8 @@ from sqlalchemy.engine import Row
 from tasks.ledger import submit
 from tasks.ledger.database import Database
 from tasks.ledger.endings import count_ended, end_all
+from tasks.ledger.record import escalate
+from tasks.privacy import Tier
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, CallRow, Job, Slice, Worker
 
@@ -151,6 +153,33 @@ def expire_batches(db: Database) -> int:
         )
         found = c.execute(query).all()
     return sum(end_all(db, r.id, JobState.CANCELLED if r.cancelled_at else JobState.EXPIRED) for r in found)
+
+
+def escalate_class(db: Database, model_class: str, categories: Sequence[str]) -> int:
+    """Send on to class `cloud` what waits for a class and may leave, of these categories; the count of jobs."""
+    why = f"nobody served class {model_class} any more"
+    total = 0
+    while True:
+        with db.write() as c:
+            some = (
+                select(jobs.c.id)
+                .where(
+                    jobs.c.model_class == model_class,
+                    jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
+                    jobs.c.category.in_(categories),
+                    jobs.c.tier == Tier.CLOUD_OK,
+                )
+                .limit(CHUNK)
+                .with_for_update()
+            )
+            ids = list(c.execute(some).scalars())
+            for start in range(0, len(ids), 500):
+                mine = jobs.c.id.in_(ids[start : start + 500])
+                sent = (mine, jobs.c.state == JobState.DISPATCHED)
+                c.execute(update(jobs).where(*sent).values(state=JobState.QUEUED, slice_id=None))
+                total += escalate(c, mine, why)
+        if len(ids) < CHUNK:
+            return total
 
 
 def drop_abandoned_loads(db: Database, silent_s: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import insert, select, update
 
 from tasks.ledger.database import Database
@@ -10,7 +12,7 @@ from tasks.tables import Tick
 ticks = Tick.__table__  # type: ignore[attr-defined]
 
 
-def tick(db: Database, name: str, counts: dict[str, int]) -> None:
+def tick(db: Database, name: str, counts: dict[str, Any]) -> None:
     """A periodic service ran just now."""
     with db.write() as c:
         row = {"at": db.now(c), "counts": counts}
@@ -29,3 +31,10 @@ def last_tick(db: Database, name: str) -> float | None:
     with db.read() as c:
         at = c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
         return None if at is None else db.now(c) - at
+
+
+def counted(db: Database, name: str) -> tuple[float, dict[str, Any]]:
+    """Seconds since a periodic service last ran, and what it counted; infinity and nothing where it never did."""
+    with db.read() as c:
+        row = c.execute(select(ticks).where(ticks.c.name == name)).first()
+        return (float("inf"), {}) if row is None else (db.now(c) - row.at, row.counts)

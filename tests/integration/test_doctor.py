@@ -84,7 +84,8 @@ def test_nothing_is_broken_in_a_whole_pool(pool: TestPool) -> None:
     assert ran.stderr == ""
     checks = [line.removeprefix("ok      ").split(":")[0] for line in ran.text.splitlines()]
     assert checks == [
-        "configuration", "redis", "ledger", "provider sim", *(f"class {c}" for c in CLASSES), "worker sim", "beat",
+        "configuration", "redis", "ledger", "provider sim", *(f"class {c}" for c in CLASSES), "class cloud",
+        "worker sim", "beat",
     ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from tasks.ledger import claims, submit
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.database import Database, open_ledger
 from tasks.ledger.record import Outcome, record
+from tasks.privacy import Reach
+from tasks.routing import Route
 from tasks.schemas import NewJob
 from tasks.settings import Times
 from tasks.states import LIVE, MOVES, TERMINAL, BatchState, JobState
@@ -117,7 +119,7 @@ class Ledger:
 
     def fill(self, *classes: str) -> int:
         """Dispatch; the jobs sent."""
-        return dispatch.fill(self.db, self.sender, classes or ("small",), TIMES)
+        return dispatch.fill(self.db, self.sender, dict.fromkeys(classes or ("small",), Reach.LOCAL), TIMES)
 
     def claim(self, me: Identity, *, started: bool = True, slices: Sequence[str] | None = None) -> list[Claimed]:
         """Claim these slices, or all that were sent since the last time."""
@@ -226,10 +228,10 @@ def new_jobs(n: int, model_class: str = "small", prefixes: Sequence[int | None] 
             line=i + 1,
             line_id=f"j{i + 1}",
             category="summarize",
-            model_class=model_class,
             model=None,
             body=b'{"prompt":"x"}',
             prefix=prefixes[i] if i < len(prefixes) else None,
+            route=Route(model_class),
         )
         for i in range(n)
     ]

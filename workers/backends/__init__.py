@@ -5,6 +5,7 @@ that says what the loop must do next (errors.py draws the tree).  It keeps no st
 answer depends on, never retries, and never substitutes a model: the loop decides, so that every request is
 one call row.
 
+    border.py        what a provider may be sent, and at which addresses it may be
     base.py          the HTTP client and its timeouts
     foreign.py       the border where aiohttp's and httpx's errors become CallErrors
     refusals.py      which status, and which error inside a stream, is which CallError
@@ -12,6 +13,8 @@ one call row.
     recognise.py     which model server answers at an address, and how it is
     ollama_api.py    Ollama's native /api/chat, /api/generate and /api/embed
     openai_api.py    chat, completions and embeddings as vLLM, llama-swap, llama.cpp and LM Studio speak them
+    anthropic_api.py Claude, by Anthropic's own package
+    command.py       a program that gets the prompt on its standard input
     gguf_server.py   llama.cpp's own server in a child process, for providers of kind `gguf`
     served_gguf.py   that server and the openai backend as one
 
@@ -24,10 +27,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tasks.errors import ConfigError
+from tasks.privacy import NOT_CLEARED, Clearance, Markers
 from tasks.registry import Provider
+
+if TYPE_CHECKING:
+    from workers.backends.border import Border
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class Call:
     extras: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     timeouts: Timeouts = Timeouts()
+    clearance: Clearance = NOT_CLEARED  #: how far it may go: the strictest unless somebody says more
 
 
 @dataclass(slots=True)
@@ -129,33 +137,51 @@ class Backend(Protocol):
         """Close every connection."""
 
 
-def connect(kind: str, url: str, name: str, api_key: str | None = None) -> Backend:
-    """The backend for a provider of this kind; opens nothing before the first call.
+def connect(kind: str, url: str, name: str, api_key: str | None = None, border: Border | None = None) -> Backend:
+    """The backend for a model server of this kind; opens nothing before the first call.
 
-    url: the server's root for `ollama`, the base with its /v1 for `openai`, and what `GgufServer.url` says
-    for `gguf`.  name: the provider's, for messages.  Raises ConfigError for an unknown kind.
+    url: the server's root for `ollama` and `anthropic`, the base with its /v1 for `openai`, and what `GgufServer.url`
+    says for `gguf`.  name: the provider's, for messages.  border: what it may be sent, and where it may be; loopback
+    unless told.  Raises ConfigError for an unknown kind.
     """
     # imported here: the seam itself stays free of aiohttp, which the child process of gguf_server never needs
+    from workers.backends.border import LOOPBACK
     from workers.backends.ollama_api import Ollama
     from workers.backends.openai_api import OpenAI
 
-    kinds: dict[str, Callable[[str, str, str | None], Backend]] = {
+    kinds: dict[str, Callable[[str, str, str | None, Border], Backend]] = {
         "ollama": Ollama,
         "openai": OpenAI,
         "gguf": OpenAI,
+        "anthropic": _anthropic,
     }
     if kind not in kinds:
         raise ConfigError(f"{name}: no provider kind {kind!r}; there are {', '.join(kinds)}")
-    return kinds[kind](url, name, api_key)
+    return kinds[kind](url, name, api_key, border or LOOPBACK)
 
 
-def for_provider(provider: Provider) -> Backend:
-    """The backend of a configured provider; its key comes from the environment."""
+def _anthropic(url: str, name: str, api_key: str | None, border: Border) -> Backend:
+    try:
+        from workers.backends.anthropic_api import Anthropic
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{name}: the package {error.name} is not installed: pip install 'offload[claude]'") from None
+    return Anthropic(url, name, api_key, border)
+
+
+def for_provider(provider: Provider, markers: Markers) -> Backend:
+    """The backend of a configured provider; its key comes from the environment. markers: the user's own detectors."""
+    from workers.backends.border import Border
+
     if provider.kind == "gguf":
         from workers.backends.gguf_server import GgufServer
         from workers.backends.served_gguf import ServedGguf
 
         assert provider.path is not None  # the configuration was checked
         return ServedGguf(GgufServer(provider.path, provider.slots, provider.context), provider.name)
+    border = Border(provider.reach, markers)
+    if provider.kind == "command":
+        from workers.backends.command import Command
+
+        return Command(provider.command, provider.name, border)
     key = os.environ.get(provider.api_key_env) if provider.api_key_env else None
-    return connect(provider.kind, provider.url or "", provider.name, key)
+    return connect(provider.kind, provider.url or "", provider.name, key, border)

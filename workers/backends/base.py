@@ -22,7 +22,9 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from tasks.errors import CallError, Permanent, Transient
+from tasks.privacy import Clearance, Reach
 from workers.backends import Timeouts
+from workers.backends.border import LOOPBACK, Border, ReachResolver, socket_maker
 from workers.backends.foreign import foreign_errors
 from workers.backends.refusals import refusal
 from workers.backends.streams import Reader, parse
@@ -64,8 +66,9 @@ class Answer:
 class Http:
     """One provider's way to its server: where it is, and the header it wants."""
 
-    def __init__(self, url: str, name: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, name: str, api_key: str | None = None, border: Border = LOOPBACK) -> None:
         self.name = name
+        self._border = border
         self._base = url.rstrip("/")
         self._headers = httpx.Headers(
             {"content-type": "application/json", "accept-encoding": "identity", "connection": "close"}
@@ -74,10 +77,13 @@ class Http:
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key.strip()}"  # a newline would split the header
         self._urls: dict[str, httpx.URL] = {}
-        self._shared: _Shared | None = None
+        self._shared: Shared | None = None
 
-    async def post(self, path: str, body: Mapping[str, Any], reader: Reader, limits: Timeouts) -> Times:
-        """Send one request and feed its whole reply to the reader; raises CallError."""
+    async def post(
+        self, path: str, body: Mapping[str, Any], reader: Reader, limits: Timeouts, clearance: Clearance
+    ) -> Times:
+        """Send one request, if it may go there, and feed its whole reply to the reader; raises CallError."""
+        self._border.admit(self.name, clearance, body)
         return await self._exchange(self._request("POST", path, self._encode(body), limits), reader, limits)
 
     async def get(self, path: str, seconds: float) -> Answer:
@@ -121,7 +127,7 @@ class Http:
 
     async def _exchange(self, request: httpx.Request, reader: Reader, limits: Timeouts) -> Times:
         if self._shared is None:
-            self._shared = _Shared.enter()
+            self._shared = Shared.enter(self._border.reach)
         clock = _Clock(limits)
         try:
             with foreign_errors(self.name):
@@ -247,33 +253,39 @@ class _Clock:
         return Times(((self._first or end) - self._start) * 1000.0, (end - self._start) * 1000.0)
 
 
-class _Shared:
-    """The one HTTP client of an event loop, closed by the last backend that leaves it.
+class Shared:
+    """The one HTTP client of an event loop and a reach, closed by the last backend that leaves it.
 
-    A process has one loop (tests have one each), so this is one client a process; making one costs 20 ms.
+    A process has one loop (tests have one each), so this is one client a worker; making one costs 20 ms.
     """
 
-    _of_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared]] = weakref.WeakKeyDictionary()
+    _of_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Reach, Shared]]] = (
+        weakref.WeakKeyDictionary()
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, reach: Reach) -> None:
         self.users = 0
+        self._reach = reach
         context = ssl.create_default_context()
         # a session of our own: from httpx.Limits the transport would take aiohttp's 100 connections for
         # "unlimited"
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ssl=context),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEP_ALIVE,
+            ssl=context,
+            resolver=ReachResolver(reach),
+            socket_factory=socket_maker(reach),
         )
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
         self.transport = AiohttpTransport(verify=context, trust_env=False, client=session)
 
     @classmethod
-    def enter(cls) -> _Shared:
-        """The running loop's client, for one more user."""
-        loop = asyncio.get_running_loop()
-        shared = cls._of_loop.get(loop)
+    def enter(cls, reach: Reach) -> Shared:
+        """The running loop's client for a reach, for one more user."""
+        of_reach = cls._of_loop.setdefault(asyncio.get_running_loop(), {})
+        shared = of_reach.get(reach)
         if shared is None:
-            shared = cls._of_loop[loop] = cls()
+            shared = of_reach[reach] = cls(reach)
         shared.users += 1
         return shared
 
@@ -281,5 +293,5 @@ class _Shared:
         """One user less; the last one closes every connection."""
         self.users -= 1
         if not self.users:
-            self._of_loop.pop(asyncio.get_running_loop(), None)
+            self._of_loop.get(asyncio.get_running_loop(), {}).pop(self._reach, None)
             await self.transport.aclose()

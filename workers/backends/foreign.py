@@ -10,6 +10,7 @@ import aiohttp
 import httpx
 
 from tasks.errors import CallError, Offline, Transient
+from workers.backends.border import AddressOutOfReach
 
 
 @contextmanager
@@ -30,6 +31,8 @@ def _mapped(name: str, error: BaseException) -> CallError:
     while isinstance(error, httpx.HTTPError) and error.__cause__ is not None:
         error = error.__cause__
     match error:
+        case aiohttp.ClientConnectorError() if isinstance(error.os_error, AddressOutOfReach):
+            return Offline("address_out_of_reach", f"{name}: its address lies beyond the reach it is declared with")
         case aiohttp.ConnectionTimeoutError():
             return Offline("connect_timeout", f"{name}: no connection in time")
         case aiohttp.ClientConnectorDNSError():

@@ -12,12 +12,16 @@ Read on the wire, not in the documents:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.errors import Permanent
+from tasks.privacy import Reach
+from tasks.registry import is_cloud_name
 from workers.backends import Call, Probe, Reply, recognise
 from workers.backends.base import Answer, Http, Times
+from workers.backends.border import LOOPBACK, Border
 from workers.backends.refusals import midstream, refusal
 from workers.backends.streams import JsonLines, WholeBody, incomplete, malformed, vectors
 
@@ -42,9 +46,10 @@ PROBE_TIMEOUT = 5.0
 class Ollama:
     """A provider of kind `ollama`; url is the server's root."""
 
-    def __init__(self, url: str, name: str, api_key: str | None = None) -> None:
-        self._http = Http(url, name, api_key)
+    def __init__(self, url: str, name: str, api_key: str | None = None, border: Border = LOOPBACK) -> None:
+        self._http = Http(url, name, api_key, border)
         self._name = name
+        self._is_cloud = border.reach is Reach.CLOUD
         #: the names in /api/tags when it was last looked at: whether each runs on this machine
         self._runs_here: dict[str, bool] = {}
 
@@ -53,14 +58,15 @@ class Ollama:
         await self._must_be_local(call.model, call.timeouts.connect)
         if call.kind == "embed":
             return await self._embed(call)
-        answer = _Answer(self._name, call.model)
+        answer = _Answer(self._name, call.model, self._is_cloud)
         chat = call.kind == "chat"
         path, body = ("/api/chat", chat_body(call)) if chat else ("/api/generate", text_body(call))
-        return answer.reply(await self._http.post(path, body, answer, call.timeouts))
+        return answer.reply(await self._http.post(path, body, answer, call.timeouts, call.clearance))
 
     async def probe(self) -> Probe:
         """Ask /api/tags and /api/ps; models that run elsewhere are left out."""
-        return await recognise.ollama(self._ask)
+        probe = await recognise.ollama(self._ask)
+        return dataclasses.replace(probe, models=()) if self._is_cloud else probe
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -74,7 +80,9 @@ class Ollama:
 
     async def _must_be_local(self, model: str, seconds: float) -> None:
         """A remote model can have any name (`ollama cp`), so a name not seen yet is looked up."""
-        here = not recognise.is_cloud_name(model) and self._seen(model)
+        if self._is_cloud:
+            return
+        here = not is_cloud_name(model) and self._seen(model)
         if here is None:
             tags = await self._http.get("/api/tags", seconds)
             if tags.status != 200:
@@ -95,7 +103,7 @@ class Ollama:
     async def _embed(self, call: Call) -> Reply:
         body = {"model": call.model, "input": call.inputs, "truncate": False, "options": options(call)}
         whole = WholeBody(self._name)
-        times = await self._http.post("/api/embed", body, whole, call.timeouts)
+        times = await self._http.post("/api/embed", body, whole, call.timeouts, call.clearance)
         rows = vectors(whole.value.get("embeddings"), len(call.inputs), self._name)
         return Reply(call.model, vectors=rows, **_measures(whole.value, times))
 
@@ -103,8 +111,9 @@ class Ollama:
 class _Answer:
     """Reads the NDJSON of one chat or completion."""
 
-    def __init__(self, name: str, model: str) -> None:
+    def __init__(self, name: str, model: str, may_be_remote: bool) -> None:
         self.started = False
+        self._may_be_remote = may_be_remote
         self.complete = False
         self._name = name
         self._model = model
@@ -145,7 +154,7 @@ class _Answer:
 
     def reply(self, times: Times) -> Reply:
         """What was answered."""
-        if self._last.get("remote_host"):
+        if self._last.get("remote_host") and not self._may_be_remote:
             raise Permanent("not_local", f"{self._name}: {self._model} does not run on this machine")
         try:
             text, reasoning = "".join(self._text), "".join(self._reasoning)

@@ -16,6 +16,7 @@ from typing import Any
 
 from workers.backends import Call, Probe, Reply
 from workers.backends.base import Answer, Http, Times
+from workers.backends.border import LOOPBACK, Border
 from workers.backends.recognise import recognise
 from workers.backends.refusals import midstream
 from workers.backends.streams import ServerSentEvents, WholeBody, incomplete, malformed, parse, vectors
@@ -34,10 +35,10 @@ PROBE_TIMEOUT = 5.0
 class OpenAI:
     """A provider of kind `openai` or `gguf`; url is the base with its /v1."""
 
-    def __init__(self, url: str, name: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, name: str, api_key: str | None = None, border: Border = LOOPBACK) -> None:
         base = url.rstrip("/")
         root = base.removesuffix("/v1")
-        self._http = Http(root, name, api_key)
+        self._http = Http(root, name, api_key, border)
         self._prefix = base[len(root) :]
         self._name = name
 
@@ -47,7 +48,7 @@ class OpenAI:
             return await self._embed(call)
         answer = _Answer(self._name, call.model)
         path = self._prefix + ("/chat/completions" if call.kind == "chat" else "/completions")
-        return answer.reply(await self._http.post(path, text_body(call), answer, call.timeouts))
+        return answer.reply(await self._http.post(path, text_body(call), answer, call.timeouts, call.clearance))
 
     async def probe(self) -> Probe:
         """Recognise the server and ask it what it has loaded."""
@@ -63,7 +64,7 @@ class OpenAI:
     async def _embed(self, call: Call) -> Reply:
         body = {**_extras(call), "model": call.model, "input": call.inputs, "encoding_format": "float"}
         whole = WholeBody(self._name)
-        times = await self._http.post(f"{self._prefix}/embeddings", body, whole, call.timeouts)
+        times = await self._http.post(f"{self._prefix}/embeddings", body, whole, call.timeouts, call.clearance)
         usage = whole.value.get("usage") or {}
         return Reply(
             call.model,

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tasks.errors import CallError, Permanent
+from tasks.registry import is_cloud_name
 from workers.backends import Health, Probe
 from workers.backends.base import Answer
 
@@ -63,11 +64,6 @@ def ollama_names(tags: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
     rows = _rows(tags.json(), "models")
     here = tuple(str(row.get("name")) for row in rows if not _is_remote(row))
     return here, tuple(str(row.get("name")) for row in rows if _is_remote(row))
-
-
-def is_cloud_name(model: str) -> bool:
-    """Whether Ollama sends this name to its cloud, whatever it lists."""
-    return model.lower().endswith((":cloud", "-cloud"))
 
 
 async def _ollama(ask: Ask, _listed: Answer) -> Probe | None:

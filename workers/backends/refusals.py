@@ -5,10 +5,10 @@
     400, 413, 500 by its text  Permanent      context_exceeded
     400                        Permanent      bad_request; think_unsupported by its text
     400 by its text, 404       Misconfigured  model_not_found
-    401, 403                   Misconfigured  unauthorized
+    401, 402, 403              Misconfigured  unauthorized
     408, 5xx                   Transient      http_408, http_500, …
     429                        Busy           rate_limited
-    503                        Busy           loading, busy
+    503, 529                   Busy           loading, busy
     other 4xx                  Permanent      http_422, …
     in a 200 stream            Transient      midstream_error; Busy and context_exceeded by its text
 
@@ -52,10 +52,11 @@ _LOADING = ("loading model", "model is loading", "still loading")
 
 _ADVICE = {
     401: "check the provider's API key",
+    402: "its account has no credit left",
     403: "check the provider's API key",
     404: "it does not have this model, or the provider's url is wrong",
 }
-_CODES = {400: "bad_request", 401: "unauthorized", 403: "unauthorized", 404: "model_not_found"}
+_CODES = {400: "bad_request", 401: "unauthorized", 402: "unauthorized", 403: "unauthorized", 404: "model_not_found"}
 
 #: what the provider's configuration has to mend, rather than the job
 _MISCONFIGURED = frozenset({"unauthorized", "model_not_found"})
@@ -68,7 +69,7 @@ def refusal(name: str, status: int, headers: Mapping[str, str], body: bytes) -> 
     message = f"{name} answered {status}{f' ({label})' if label else ''}"
     if advice := _ADVICE.get(status):
         message += f": {advice}"
-    if status in (429, 503):
+    if status in (429, 503, 529):  # 529: Anthropic's `overloaded_error`
         return Busy(_busy_code(status, text), message, retry_after(headers.get("retry-after")))
     if status in (400, 413, 500) and _has(text, _TOO_LONG):
         return Permanent("context_exceeded", f"{message}: the prompt is longer than the model's context")

@@ -10,6 +10,7 @@ import redis
 
 from scheduler import redis_keys, sweep
 from tasks.app import Publisher, make_app
+from tasks.config import parse
 from tasks.ledger import endings, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
@@ -18,6 +19,7 @@ from tests.unit.ledgers import Ledger, outcome
 
 TIMES = Times()
 QUEUE = class_queue("small")
+REGISTRY = parse("{}", "the defaults")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def sent(ledger: Ledger, broker: redis.Redis, sender: Both) -> str:
     """A batch of two slices, sent for real, and late."""
     batch_id = ledger.submit(2)
     ledger.worker(capacity=1)
-    sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
+    sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert broker.llen(QUEUE) == 2
     ledger.wait(TIMES.slice_lost)
     sender.sent.clear()
@@ -116,7 +118,7 @@ def test_a_young_slice_is_given_time(ledger: Ledger, broker: redis.Redis, sender
     """A slice that was sent a moment ago may be anywhere."""
     ledger.submit(1)
     ledger.worker()
-    sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
+    sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     broker.flushall()
     ledger.wait(TIMES.slice_lost - 0.1)
     assert resend(ledger, broker, sender) == 0
@@ -154,7 +156,7 @@ def test_a_slice_that_was_emptied_is_not_looked_for(
     """A cancelled batch leaves no slice behind."""
     endings.cancel(ledger.db, sent)
     broker.flushall()
-    counts = sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert (counts["slices"], counts["sent"]) == (0, 0)
     assert not ledger.slices()
 
@@ -165,12 +167,12 @@ def test_one_sweep_does_everything(ledger: Ledger, broker: redis.Redis, sender: 
     ledger.submit(2, opened=False)
     ledger.wait(TIMES.loading_abandoned)
     ledger.beat(me)
-    counts = sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert {name: n for name, n in counts.items() if n} == {"leases": 1, "loads": 1, "sent": 1}
     assert ticks.last_tick(ledger.db, "sweep") == 0
     ledger.record(outcome(ledger.claim(me, slices=sender.sent)[0]))
     ledger.wait(30 * 24 * 3600)
-    counts = sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert {name: n for name, n in counts.items() if n} == {"workers": 1}
     assert job.fence == 1
 
@@ -187,7 +189,7 @@ def test_a_redis_that_is_away_stops_only_what_needs_it(
         ledger.sender.down = True
     ledger.wait(24 * 3600)
     late = ledger.submit(1)
-    counts = sweep.run_once(ledger.db, broker, ledger.sender, ["small"], TIMES)
+    counts = sweep.run_once(ledger.db, broker, ledger.sender, REGISTRY, TIMES)
     assert counts["expired"] == 2
     assert ledger.states(late)["queued"] + ledger.states(late)["dispatched"] == 1
     assert ticks.last_tick(ledger.db, "sweep") == 0
@@ -197,6 +199,6 @@ def test_a_sweep_twice_at_once_does_no_harm(ledger: Ledger, broker: redis.Redis,
     """A second beat only repeats what is already done."""
     broker.flushall()
     for _ in range(2):
-        sweep.run_once(ledger.db, broker, sender, ["small"], TIMES)
+        sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert broker.llen(QUEUE) == 2
     assert ledger.states(sent) == {"dispatched": 2}

@@ -49,12 +49,12 @@ def read(text: str) -> Registry:
 
 
 def test_nothing_said_means_the_defaults() -> None:
-    """An empty file is the built-in configuration: an Ollama here, four classes, every category."""
+    """An empty file is the built-in configuration: an Ollama here, its classes and an empty cloud, every category."""
     registry = read("")
-    assert set(registry.classes) == {"small", "coder", "reason", "embed"}
+    assert set(registry.classes) == {"small", "coder", "reason", "embed", "cloud"}
     assert dict(registry.categories) == DEFAULT_CATEGORIES
     assert registry.providers["ollama"].url == "http://127.0.0.1:11434"
-    assert registry.classes_of("ollama") == tuple(DEFAULT_CLASSES)
+    assert registry.classes_of("ollama") == ("small", "coder", "reason", "embed")
 
 
 def test_providers_replace_the_default_one() -> None:
@@ -148,7 +148,7 @@ FAULTS = {
     ),
     "a kind there is not": (
         "providers:\n  - name: a\n    url: http://x\n    kind: olama",
-        "4: providers.0.kind: Input should be 'ollama', 'openai' or 'gguf'",
+        "4: providers.0.kind: Input should be 'ollama', 'openai', 'gguf', 'anthropic' or 'command'",
     ),
     "a number out of bounds": (
         "providers:\n  - {name: a, kind: ollama, url: 'http://x', in_flight: 0}",
@@ -163,7 +163,10 @@ FAULTS = {
         "2: providers.0.name: String should match pattern",
     ),
     "no url": ("providers:\n  - {name: a, kind: ollama}", "2: providers.0: Value error, a provider of kind ollama"),
-    "no path": ("providers:\n  - {name: a, kind: gguf}", "2: providers.0: Value error, a gguf provider has a path"),
+    "no path": (
+        "providers:\n  - {name: a, kind: gguf}",
+        "2: providers.0: Value error, a provider of kind gguf has a path",
+    ),
     "a path too many": (
         "providers:\n  - {name: a, kind: openai, url: 'http://x', path: /x}",
         "2: providers.0: Value error, a provider of kind openai has a url and no path",

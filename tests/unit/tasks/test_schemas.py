@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.config import parse
 from tasks.errors import LineFault
+from tasks.routing import Said
 from tasks.schemas import MAX_DEPTH, PREFIX_CHARS, NewJob, parse_line, prompt_text
 
 REGISTRY = parse(
@@ -40,7 +41,7 @@ def openai(body: dict[str, Any] | None = None, url: str = "/v1/chat/completions"
 
 def read(data: Any, number: int = 7, category: str | None = None) -> NewJob | list[LineFault]:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return parse_line(raw, number, REGISTRY, category)
+    return parse_line(raw, number, REGISTRY, Said(category=category))
 
 
 def job(data: Any, **more: Any) -> NewJob:
@@ -62,7 +63,9 @@ def body(data: Any, **more: Any) -> dict[str, Any]:
 
 def test_a_line_as_short_as_can_be() -> None:
     """A category and a prompt are a job; its id is the line's number, its class the category's."""
-    assert job({"category": "code", "prompt": "x"}) == NewJob(7, "7", "code", "coder", None, b'{"prompt":"x"}', None)
+    found = job({"category": "code", "prompt": "x"})
+    assert (found.line, found.line_id, found.category, found.model_class) == (7, "7", "code", "coder")
+    assert (found.model, found.body, found.prefix) == (None, b'{"prompt":"x"}', None)
 
 
 def test_every_field_reaches_the_body() -> None:
@@ -142,7 +145,7 @@ FAULTS: dict[str, tuple[Any, dict[str, str]]] = {
     "a model not everywhere": (line(model="half"), {"model": "model 'half': no class is served by it whole"}),
     "a misspelt field": (line(max_token=5), {"max_token": "unknown field (did you mean 'max_tokens'?)"}),
     "our word for json": (line(json_=True), {"json_": "unknown field (did you mean 'json'?)"}),
-    "a field nothing is near": (line(zzz=1), {"zzz": "unknown field (known: category, id, input, json"}),
+    "a field nothing is near": (line(zzz=1), {"zzz": "unknown field (known: category, for, id, input, json"}),
     "a misspelt field of a message": (
         {"category": "chat", "messages": [{"role": "user", "contnt": "x"}]},
         {"messages.0.contnt": "(did you mean 'content'?)"},

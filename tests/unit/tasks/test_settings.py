@@ -43,6 +43,8 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
     wanted = {
         "home": str(tmp_path / "h"),
         "config": str(tmp_path / "o.yaml"),
+        "policy": str(tmp_path / "p.yaml"),
+        "log": str(tmp_path / "l.jsonl"),
         "redis_url": "redis://r:1/0",
         "database_url": "sqlite:////x.db",
         "node": "n1",

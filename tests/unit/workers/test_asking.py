@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.budget import CHARS_PER_TOKEN
 from tasks.errors import Permanent
+from tasks.routing import Said
 from tasks.schemas import NewJob, parse_line
 from tests.unit.workers.jobs import ME, REGISTRY, asked, claimed
-from workers.asking import CHARS_PER_TOKEN, JSON_ONLY, WARMER, ask
+from workers.asking import JSON_ONLY, WARMER, ask
 from workers.backends import Timeouts
 
 USER = {"role": "user", "content": "Hello"}
@@ -204,7 +206,7 @@ LINE = st.fixed_dictionaries(
 @given(st.sampled_from(["plain", "warm", "form"]), LINE, st.integers(0, 9))
 def test_every_line_that_is_accepted_can_be_asked(category: str, line: dict[str, Any], attempts: int) -> None:
     """What submit lets in, the worker can turn into a call whose first message is the only system text of ours."""
-    job = parse_line(orjson.dumps(line), 1, REGISTRY, category)
+    job = parse_line(orjson.dumps(line), 1, REGISTRY, Said(category=category))
     if not isinstance(job, NewJob):
         return
     call = asked(claimed(category, attempts=attempts, **orjson.loads(job.body))).call

@@ -58,7 +58,7 @@ def test_retry_after_takes_anything(value: str) -> None:
         (500, b"<html>", Transient, "http_500"),
         (503, b'{"error":"server busy, please try again."}', Busy, "busy"),
         (503, b"", Busy, "busy"),
-        (529, b"", Transient, "http_529"),
+        (529, b"", Busy, "busy"),
         (307, b"", Permanent, "redirect"),
     ],
 )

@@ -45,7 +45,7 @@ def openai_reply(*chunks: bytes) -> Reply:
 
 def ollama_reply(*chunks: bytes) -> Reply:
     """What the Ollama backend makes of these chunks."""
-    reader = ollama_api._Answer("p", "m")
+    reader = ollama_api._Answer("p", "m", may_be_remote=False)
     for chunk in chunks:
         reader.feed(chunk)
     reader.end()

@@ -28,6 +28,7 @@ def test_a_result_line(ledger: Ledger) -> None:
             "id": "j1",
             "category": "summarize",
             "state": "done",
+            "privacy": "lan_ok",
             "output": {"a": [1, "x"]},
             "model": "m",
             "provider": "gpu",

@@ -1,0 +1,101 @@
+"""What providers' calls took of their limits: reserved before a call, corrected after it, shared by all nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from tasks.budget import Window, costs, hindrance, too_large, windows
+from tasks.errors import Busy, Permanent
+from tasks.ledger.database import Database
+from tasks.registry import Provider
+from tasks.tables import Usage
+
+#: seconds after which a job that waits at a limit is looked at again, so that a raised limit is noticed
+LOOK_AGAIN_S = 60.0
+#: seconds that windows are kept
+KEPT_S = 7 * 24 * 3600.0
+
+usage = Usage.__table__  # type: ignore[attr-defined]
+
+#: (window, amount) pairs that a call holds
+Reservation = list[tuple[Window, float]]
+
+
+def reserve(db: Database, provider: Provider, model: str, tokens_in: int, tokens_out: int) -> Reservation:
+    """Take a call's estimated share of every limit, or of none.
+
+    Raises Busy while a limit leaves no room, Permanent for a call that is larger than a whole window.
+    """
+    if not provider.limits:
+        return []
+    with db.write(durable=False) as c:
+        now = db.now(c)
+        shares = costs(provider, model, tokens_in, tokens_out)
+        there = windows(provider, now)
+        for window in there:
+            _check(c, provider, window, shares, now)
+        held = [(window, shares.get(window.limit.unit, 0.0)) for window in there]
+        for window, amount in held:
+            _add(c, provider.name, window, amount)
+        c.execute(delete(usage).where(usage.c.provider == provider.name, usage.c.began < now - KEPT_S))
+    return held
+
+
+def _check(c: Connection, provider: Provider, window: Window, shares: Mapping[str, float], now: float) -> None:
+    limit = window.limit
+    if too_large(window, shares):
+        size = f"about {shares[limit.unit]:g} {limit.unit}"
+        raise Permanent("over_limit", f"one call takes {size}, and {provider.name} has {limit.most:g} a {limit.per}")
+    why = hindrance(window, taken(c, provider.name, window), shares.get(limit.unit, 0.0))
+    if why is not None:
+        raise Busy("limit_reached", f"{provider.name} is {why}", min(window.ends - now, LOOK_AGAIN_S))
+
+
+def correct(db: Database, provider: Provider, model: str, held: Reservation, tokens_in: int, tokens_out: int) -> None:
+    """Put what a call really took in its reservation's place."""
+    if not held:
+        return
+    shares = costs(provider, model, tokens_in, tokens_out)
+    with db.write(durable=False) as c:
+        for window, reserved in held:
+            _add(c, provider.name, window, shares.get(window.limit.unit, 0.0) - reserved)
+
+
+def taken(c: Connection, provider: str, window: Window) -> float:
+    """What this window's calls took."""
+    return float(c.execute(select(usage.c.amount).where(_of(provider, window))).scalar() or 0.0)
+
+
+def at_limits(db: Database, provider: Provider) -> list[str]:
+    """In words: the limits that leave no room for one more call now."""
+    with db.read() as c:
+        there = windows(provider, db.now(c))
+        why = [hindrance(window, taken(c, provider.name, window), _least(window)) for window in there]
+    return [words for words in why if words is not None]
+
+
+def _least(window: Window) -> float:
+    """The least that a call takes: one request, or something of any other unit."""
+    return 1.0 if window.limit.unit == "requests" else 1e-9
+
+
+def _add(c: Connection, provider: str, window: Window, amount: float) -> None:
+    more = update(usage).where(_of(provider, window)).values(amount=usage.c.amount + amount)
+    if c.execute(more).rowcount == 0:
+        limit = window.limit
+        c.execute(
+            insert(usage).values(provider=provider, unit=limit.unit, per=limit.per, began=window.began, amount=amount)
+        )
+
+
+def _of(provider: str, window: Window) -> ColumnElement[bool]:
+    limit = window.limit
+    return and_(
+        usage.c.provider == provider,
+        usage.c.unit == limit.unit,
+        usage.c.per == limit.per,
+        usage.c.began == window.began,
+    )

@@ -1,0 +1,182 @@
+"""Where a prompt may go: tiers, reaches, and what tightens a tier.  Pure, and the standard library only.
+
+    tier        may be sent to providers of reach
+    local_only  local: loopback of a pool's node
+    lan_ok      local, lan: a private network
+    cloud_ok    local, lan, cloud: everything else
+
+A tier is the tightest of what the configuration, the category and the job say (`lan_ok` where none of them says
+anything) and of what detectors find.  Detectors only tighten; a person's consent overrules detectors, nothing else.
+The tier is decided at submit (routing.py) and checked again on every request as it is about to be sent
+(workers/backends/border.py).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tasks.detectors import TIER_OF, detect, names_secret
+
+
+class Tier(StrEnum):
+    """What a job allows, the tightest first."""
+
+    LOCAL_ONLY = "local_only"
+    LAN_OK = "lan_ok"
+    CLOUD_OK = "cloud_ok"
+
+
+class Reach(StrEnum):
+    """How far a provider is, the nearest first."""
+
+    LOCAL = "local"
+    LAN = "lan"
+    CLOUD = "cloud"
+
+
+#: the tier of a job of which nothing is said
+UNSAID = Tier.LAN_OK
+
+_TIERS, _REACHES = list(Tier), list(Reach)
+#: the tiers that each reach may be sent
+TIERS_OF = {reach: frozenset(_TIERS[i:]) for i, reach in enumerate(_REACHES)}
+
+#: RFC 1918, link-local, RFC 6598 (tailnets), unique local addresses
+_LAN = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "169.254.0.0/16",
+            "100.64.0.0/10",
+            "fc00::/7",
+            "fe80::/10",
+        ),
+    )
+)
+
+
+def permits(tier: Tier, reach: Reach) -> bool:
+    """Whether a job of this tier may be sent that far."""
+    return tier in TIERS_OF[reach]
+
+
+def tightest(*tiers: Tier | None) -> Tier | None:
+    """The tightest of those that are said; None when none is."""
+    return min((t for t in tiers if t is not None), key=_TIERS.index, default=None)
+
+
+def reach_of_address(address: str) -> Reach:
+    """How far an IP address is; one that is no address at all counts as far away."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return Reach.CLOUD
+    mapped = getattr(ip, "ipv4_mapped", None)
+    ip = mapped or ip
+    if ip.is_loopback:
+        return Reach.LOCAL
+    return Reach.LAN if any(ip in network for network in _LAN if network.version == ip.version) else Reach.CLOUD
+
+
+def reach_of_host(host: str) -> Reach | None:
+    """How far a URL's host is; None for a name, which only its addresses can tell."""
+    if host.rstrip(".").lower() == "localhost":
+        return Reach.LOCAL
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return reach_of_address(host)
+
+
+def within(actual: Reach, declared: Reach) -> bool:
+    """Whether an address is no further than its provider's declared reach."""
+    return _REACHES.index(actual) <= _REACHES.index(declared)
+
+
+@dataclass(frozen=True)
+class Markers:
+    """What the user marks as private: words in a text; folders, by touched paths and where a text names them."""
+
+    words: Mapping[str, Tier] = field(default_factory=dict)
+    roots: Mapping[str, Tier] = field(default_factory=dict)
+
+    def found(self, text: str, touches: Sequence[str] = ()) -> dict[str, Tier]:
+        """`marker:WORD` or `root:FOLDER` -> tier."""
+        folded = text.casefold()
+        found = {f"marker:{w}": t for w, t in self.words.items() if w.casefold() in folded and _is_word(w, text)}
+        for root, tier in self.roots.items():
+            if _names_root(root, text) or any(_is_under(path, root) for path in touches):
+                found[f"root:{root}"] = tier
+        return found
+
+
+def _is_word(word: str, text: str) -> bool:
+    """Whether a marker stands as a word of its own: INTERNAL is not in INTERNALS."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _names_root(root: str, text: str) -> bool:
+    return re.search(rf"{re.escape(_slashed(root))}(?![\w.-])", text.replace("\\", "/")) is not None
+
+
+def _is_under(path: str, root: str) -> bool:
+    folder = _slashed(root)
+    return _slashed(path) == folder or _slashed(path).startswith(f"{folder}/")
+
+
+def _slashed(path: str) -> str:
+    """A path with forward slashes, `.` and `..` worked out, none at its end."""
+    parts: list[str] = []
+    whole = path.replace("\\", "/")
+    for part in whole.split("/"):
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return ("/" if whole.startswith("/") else "") + "/".join(parts)
+
+
+def findings(text: str, touches: Sequence[str], markers: Markers) -> dict[str, Tier]:
+    """What tightens: detector -> the tier it tightens to. Names and tiers only, never what stood there."""
+    found = {name: Tier(TIER_OF[name]) for name in detect(text)}
+    if any(map(names_secret, touches)):
+        found["secret_path"] = Tier.LOCAL_ONLY
+    return found | markers.found(text, touches)
+
+
+@dataclass(frozen=True, slots=True)
+class Clearance:
+    """What one request may do: its tier, and the detectors that a person's consent has overruled."""
+
+    tier: Tier = Tier.LOCAL_ONLY
+    overruled: frozenset[str] = frozenset()
+
+    def tightened(self, found: Mapping[str, Tier]) -> Tier:
+        """The tier once findings that nobody overruled are taken in."""
+        tier = tightest(self.tier, *(t for name, t in found.items() if name not in self.overruled))
+        assert tier is not None  # its own tier is said
+        return tier
+
+
+#: what a request may do of which nobody says more: go to loopback
+NOT_CLEARED = Clearance()
+
+
+def texts(value: object) -> Iterable[str]:
+    """Every string in a JSON value, keys left out: what of a request a detector reads."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts(item)

@@ -1,0 +1,128 @@
+"""Where a job goes: the policy's verdict and the job's privacy meet the classes there are.  Pure.
+
+    verdict    tier permits cloud, and there is one    else
+    offload    its own class                           its own class (it waits where that reaches too far)
+    escalate   class `cloud`                           refused, with every reason
+    refuse     refused                                 refused
+
+A job that names a cloud class is treated as one that escalates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.categories import Category
+from tasks.policy import Action, Facts, Verdict, judge
+from tasks.privacy import UNSAID, Clearance, Reach, Tier, findings, permits, tightest
+from tasks.registry import CLOUD, Registry
+from tasks.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """A person's word that detectors are overruled. at: ISO 8601, UTC."""
+
+    why: str
+    who: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is said of a whole submit, for lines that say nothing themselves; consent holds for all of them."""
+
+    category: str | None = None
+    touches: tuple[str, ...] = ()
+    audience: str | None = None
+    security: bool = False
+    tier: Tier | None = None
+    consent: Consent | None = None
+
+
+NOTHING = Said()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one job says of itself. text: all that a detector reads; prompt_bytes: UTF-8."""
+
+    category: str
+    prompt_bytes: int
+    text: str
+    touches: tuple[str, ...] = ()
+    audience: str | None = None
+    security: bool = False
+    tier: Tier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a job goes, and why. state: queued or refused. verdict: JSON, kept with the job.
+
+    escalated_from: the class that it would have gone to, where the policy sends it to the cloud instead.
+    """
+
+    model_class: str
+    tier: Tier = UNSAID
+    state: JobState = JobState.QUEUED
+    escalated_from: str | None = None
+    verdict: dict[str, Any] | None = None
+
+    @property
+    def words(self) -> str:
+        """All reasons in one line."""
+        return "; ".join(r["reason"] for r in (self.verdict or {}).get("reasons", ()))
+
+
+def said_tier(asked: Asked, category: Category, registry: Registry) -> Tier:
+    """The tier before detectors: the tightest of what configuration, category and job say."""
+    return tightest(registry.privacy.default, category.privacy, asked.tier) or UNSAID
+
+
+def route(
+    asked: Asked, category: Category, model_class: str, registry: Registry, consent: Consent | None = None
+) -> Route:
+    """The route of a job whose own class is `model_class`."""
+    verdict = judge(
+        registry.policy, Facts(asked.category, asked.prompt_bytes, asked.touches, asked.audience, asked.security)
+    )
+    found = findings(asked.text, asked.touches, registry.markers)
+    overruled = frozenset(found) if consent else frozenset()
+    said = said_tier(asked, category, registry)
+    tier = Clearance(said, overruled).tightened(found)
+    to_cloud = verdict.action is Action.ESCALATE or registry.reaches.get(model_class) is Reach.CLOUD
+    hindrances = list(_hindrances(verdict, to_cloud, tier, said, category, registry))
+    kept = _kept(verdict, hindrances, found, consent)
+    if hindrances or verdict.action is Action.REFUSE:
+        return Route(model_class, tier, JobState.REFUSED, None, kept)
+    if verdict.action is Action.ESCALATE and registry.reaches.get(model_class) is not Reach.CLOUD:
+        return Route(CLOUD, tier, JobState.QUEUED, model_class, kept)
+    return Route(model_class, tier, JobState.QUEUED, None, kept)
+
+
+def _hindrances(
+    verdict: Verdict, to_cloud: bool, tier: Tier, said: Tier, category: Category, registry: Registry
+) -> Any:
+    """Why a job that only the cloud may do cannot go there, as (id, reason)."""
+    if not to_cloud or verdict.action is Action.REFUSE:
+        return
+    if not permits(tier, Reach.CLOUD):
+        advice = "a detector tightened it" if tier is not said else "privacy: cloud_ok would let it go"
+        yield "privacy", f"only the cloud may do it, and the job is {tier} ({advice})"
+    if not registry.has_cloud:
+        yield "no-cloud", "only the cloud may do it, and no provider serves class cloud"
+    elif category.kind == "embed" and not registry.cloud_embeds:
+        yield "no-cloud", "only the cloud may do it, and no provider of class cloud makes embeddings"
+
+
+def _kept(verdict: Verdict, hindrances: list[Any], found: dict[str, Tier], consent: Consent | None) -> dict[str, Any]:
+    kept: dict[str, Any] = {"action": verdict.action.value, "policy": verdict.policy}
+    if reasons := [*verdict.reasons, *hindrances]:
+        kept["reasons"] = [{"id": id_, "reason": reason} for id_, reason in reasons]
+    if found:
+        kept["detectors"] = {name: tier.value for name, tier in found.items()}
+    if consent is not None:
+        kept["consent"] = {"why": consent.why, "who": consent.who, "at": consent.at, "overruled": sorted(found)}
+    return kept

@@ -1,0 +1,231 @@
+"""Claude, by Anthropic's own package (Messages API, version 2026-10-21; contracts/anthropic-batches.md).
+
+What a call carries becomes, by name:
+
+    Call            sent as
+    schema          output_config.format json_schema
+    json            nothing: the instructions in its system text ask for it
+    think           thinking adaptive, where it is true
+    max_tokens      as it is, or MAX_TOKENS: the protocol wants a number
+    extras          `stop` as stop_sequences; the API rejects temperature, top_p and top_k, so they are left out
+    options         nothing
+
+The package retries nothing, follows no redirect, and takes neither proxies nor keys from the environment by itself:
+every request is one call row, and goes to one address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import anthropic
+import httpx2
+
+from tasks.errors import Misconfigured, Offline, Permanent, Transient
+from workers.backends import Call, Health, Probe, Reply
+from workers.backends.border import Border
+from workers.backends.refusals import midstream, refusal
+from workers.backends.streams import incomplete, malformed
+
+#: tokens of an answer where nobody says how many
+MAX_TOKENS = 8_192
+#: seconds for the question of a probe
+PROBE_TIMEOUT = 10.0
+#: stop reasons that mean: cut off
+_CUT = frozenset({"max_tokens", "model_context_window_exceeded"})
+
+
+class Anthropic:
+    """A provider of kind `anthropic`; url is the API's root."""
+
+    def __init__(self, url: str, name: str, api_key: str | None, border: Border) -> None:
+        self._name = name
+        self._border = border
+        self._has_key = bool(api_key)
+        transport = httpx2.AsyncHTTPTransport(trust_env=False)
+        self._client = anthropic.AsyncAnthropic(
+            api_key=(api_key or "none").strip(),
+            base_url=url,
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False),
+            open_telemetry=False,  # spans may carry what was said
+        )
+
+    async def call(self, call: Call) -> Reply:
+        """Send one request, if it may leave, and read its whole reply; raises CallError."""
+        body = message_body(call, self._name)
+        self._border.admit(self._name, call.clearance, body)
+        if not self._has_key:
+            raise Misconfigured("unauthorized", f"{self._name}: its key is not set")
+        answer = _Answer(self._name, call)
+        with self._errors():
+            async with asyncio.timeout(call.timeouts.total), await self._started(body, call) as stream:
+                await answer.read(stream)
+        return answer.reply()
+
+    async def _started(self, body: dict[str, Any], call: Call) -> Any:
+        timeout = httpx2.Timeout(call.timeouts.total, connect=call.timeouts.connect)
+        async with asyncio.timeout(call.timeouts.first_token):
+            return await self._client.messages.create(**body, stream=True, timeout=timeout)
+
+    async def probe(self) -> Probe:
+        """Ask for the list of models, which costs nothing; it says whether the key is good."""
+        if not self._has_key:
+            return Probe(Health.MISCONFIGURED, "its key is not set")
+        try:
+            with self._errors():
+                await self._client.models.list(limit=1, timeout=PROBE_TIMEOUT)
+        except Misconfigured as error:
+            return Probe(Health.MISCONFIGURED, str(error))
+        except (Offline, Transient) as error:
+            return Probe(Health.OFFLINE, str(error))
+        except Exception as error:
+            return Probe(Health.BUSY, str(error) if isinstance(error, Permanent) else type(error).__name__)
+        return Probe(Health.HEALTHY, server="anthropic")
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the package raises becomes a CallError; its texts may quote what was sent, so they stay here."""
+        try:
+            yield
+        except TimeoutError:
+            raise Transient("total_timeout", f"{self._name}: the call took longer than it may") from None
+        except anthropic.APITimeoutError:
+            raise Transient("total_timeout", f"{self._name}: no answer in time") from None
+        except anthropic.APIConnectionError:
+            raise Offline("no_route", f"{self._name}: its address cannot be reached") from None
+        except anthropic.APIStatusError as error:
+            if error.status_code == 200:
+                raise midstream(self._name, _error_in(error.body)) from None
+            raise refusal(self._name, error.status_code, error.response.headers, error.response.content) from None
+        except anthropic.APIError:
+            raise Transient("malformed", f"{self._name}: the reply has an unexpected shape") from None
+        except httpx2.HTTPError:
+            raise Transient("reset", f"{self._name}: the connection broke") from None
+
+
+def _error_in(body: object) -> Any:
+    return body.get("error", body) if isinstance(body, Mapping) else body
+
+
+class _Answer:
+    """Gathers the events of one message."""
+
+    def __init__(self, name: str, call: Call) -> None:
+        self._name = name
+        self._call = call
+        self._began = time.monotonic()
+        self._first = 0.0
+        self._model = call.model
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._stop: str | None = None
+        self._in = self._out = 0
+
+    async def read(self, stream: AsyncIterator[Any]) -> None:
+        """Take every event; Transient where the stream stalls or ends before its message does."""
+        limits = self._call.timeouts
+        while True:
+            wait = limits.between_tokens if self._first else limits.first_token
+            try:
+                async with asyncio.timeout(wait):
+                    event = await anext(stream)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                code = "stalled" if self._first else "first_token_timeout"
+                raise Transient(code, f"{self._name}: no token for {wait:g} s") from None
+            try:
+                self._take(event)
+            except (AttributeError, TypeError):
+                raise malformed(self._name) from None
+        if self._stop is None:
+            raise incomplete(self._name)
+
+    def _take(self, event: Any) -> None:
+        match event.type:
+            case "message_start":
+                self._model = event.message.model or self._model
+                usage = event.message.usage
+                cached = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+                self._in = usage.input_tokens + cached
+            case "content_block_delta":
+                self._first = self._first or time.monotonic()
+                if event.delta.type == "text_delta":
+                    self._text.append(event.delta.text)
+                elif event.delta.type == "thinking_delta":
+                    self._reasoning.append(event.delta.thinking)
+            case "message_delta":
+                self._stop = event.delta.stop_reason
+                self._out = event.usage.output_tokens
+
+    def reply(self) -> Reply:
+        """What was answered."""
+        now = time.monotonic()
+        return Reply(
+            self._model,
+            "".join(self._text),
+            "".join(self._reasoning),
+            finish_reason="length" if self._stop in _CUT else "stop",
+            tokens_in=self._in,
+            tokens_out=self._out,
+            first_token_ms=((self._first or now) - self._began) * 1000,
+            duration_ms=(now - self._began) * 1000,
+        )
+
+
+def message_body(call: Call, name: str) -> dict[str, Any]:
+    """The arguments of messages.create; Permanent for what the protocol cannot say."""
+    if call.kind == "embed":
+        raise Permanent("kind_unsupported", f"{name}: makes no embeddings")
+    conversation = call.messages or [{"role": "user", "content": call.prompt}]
+    system = [_text(m.get("content")) for m in conversation if m.get("role") in ("system", "developer")]
+    body: dict[str, Any] = {
+        "model": call.model,
+        "max_tokens": call.max_tokens or MAX_TOKENS,
+        "messages": [_message(m, name) for m in conversation if m.get("role") not in ("system", "developer")],
+    }
+    if any(system):
+        body["system"] = "\n".join(filter(None, system))
+    if call.schema is not None:
+        body["output_config"] = {"format": {"type": "json_schema", "schema": call.schema}}
+    if call.think:
+        body["thinking"] = {"type": "adaptive"}
+    if stop := call.extras.get("stop"):
+        body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+    return body
+
+
+def _message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A message of OpenAI's shape in Anthropic's."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant") or message.get("tool_calls"):
+        raise Permanent("bad_request", f"{name}: a conversation with tool calls cannot be sent on")
+    if not isinstance(content, list):
+        return {"role": role, "content": content or ""}
+    return {"role": role, "content": [_part(part, name) for part in content]}
+
+
+def _part(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    source = part.get("image_url")
+    url = source.get("url") if isinstance(source, dict) else source
+    if part.get("type") != "image_url" or not isinstance(url, str) or not url.startswith("data:"):
+        raise Permanent("bad_request", f"{name}: takes text and images given as data: URLs, nothing else")
+    media, _, data = url.removeprefix("data:").partition(";base64,")
+    return {"type": "image", "source": {"type": "base64", "media_type": media, "data": data}}
+
+
+def _text(content: object) -> str:
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")

@@ -1,0 +1,82 @@
+"""The border of a provider: what may be sent to it, and which addresses it may be at.
+
+Everything that carries a prompt out of this process passes here: `admit` looks at each request as it is about to be
+sent, and the sockets it goes through are made here, only to addresses within the provider's declared reach, whatever
+a name resolves to.  Requests follow no redirect and no proxy (base.py), so there is no other way out.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+
+from tasks.errors import OutOfReach
+from tasks.privacy import Clearance, Markers, Reach, findings, permits, reach_of_address, texts, within
+
+
+@dataclass(frozen=True)
+class Border:
+    """What one provider may be sent. reach: as declared; markers: the user's own detectors."""
+
+    reach: Reach = Reach.LOCAL
+    markers: Markers = field(default_factory=Markers)
+
+    def admit(self, name: str, clearance: Clearance, request: Any) -> None:
+        """Let a request (any JSON value, or the text itself) go to provider `name`; raises OutOfReach."""
+        if self.reach is Reach.LOCAL:
+            return
+        tier = clearance.tier
+        if permits(tier, self.reach):
+            tier = clearance.tightened(findings("\n".join(texts(request)), (), self.markers))
+        if not permits(tier, self.reach):
+            raise OutOfReach(tier, f"the job is {tier} and provider {name} is {self.reach}; nothing was sent")
+
+
+#: this machine only, which is what a backend is given unless told
+LOOPBACK = Border()
+
+
+class AddressOutOfReach(OSError):
+    """A provider's address is further away than its declared reach."""
+
+
+class ReachResolver(AbstractResolver):
+    """Resolves names; one that leads out of reach, even by one of its addresses, leads nowhere."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses of a name; AddressOutOfReach."""
+        found = await self._inner.resolve(host, port, family)
+        for one in found:
+            _check(one["host"], self._reach)
+        return found
+
+    async def close(self) -> None:
+        """Nothing is held."""
+        await self._inner.close()
+
+
+def socket_maker(reach: Reach) -> Callable[[Any], socket.socket]:
+    """aiohttp's socket_factory: makes a socket only for an address within reach, given literally or resolved."""
+
+    def make(address: Any) -> socket.socket:
+        family, type_, proto, _, where = address
+        _check(where[0], reach)
+        return socket.socket(family=family, type=type_, proto=proto)
+
+    return make
+
+
+def _check(address: str, reach: Reach) -> None:
+    if not within(reach_of_address(address), reach):
+        raise AddressOutOfReach(f"an address beyond reach {reach}")
