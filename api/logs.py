@@ -10,8 +10,20 @@ import structlog
 
 from tasks.settings import Settings
 
-#: libraries whose info lines tell an operator nothing
-QUIET = ("celery.worker.strategy", "celery.app.trace", "celery.beat", "celery.apps.worker", "kombu", "aiohttp.access")
+#: libraries whose info lines tell an operator nothing; the debug lines of the last ones hold prompts
+QUIET = (
+    "celery.worker.strategy",
+    "celery.app.trace",
+    "celery.beat",
+    "celery.apps.worker",
+    "kombu",
+    "aiohttp.access",
+    "anthropic",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+)
 
 
 def configure_logs(settings: Settings) -> None:

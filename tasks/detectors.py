@@ -48,8 +48,12 @@ _SAME = {
 _FULL_WIDTH = "\uff01-\uff5e"
 _ODD = f"[{''.join(_SAME)}{_FULL_WIDTH}]"
 
-#: a digit in a run of 20 characters or more, as in keys and tokens of any make; or seven digits near each other
-_LONG = r"[0-9](?:(?=[\w/+=.~-]{10})|(?<=[\w/+=.~-]{10}[0-9])|(?:[ ().\-/]{0,3}[0-9]){6})"
+#: a digit in a run of 20 characters, wherever in it, as in keys and tokens of any make; or seven digits together
+_RUN = r"[\w/+=.~-]"
+_LONG = (
+    rf"[0-9](?:(?={_RUN}{{15}})|(?<={_RUN}{{5}}[0-9])(?={_RUN}{{10}})|(?<={_RUN}{{10}}[0-9])(?={_RUN}{{5}})"
+    rf"|(?<={_RUN}{{15}}[0-9])|(?:[ ().\-/]{{0,3}}[0-9]){{6}})"
+)
 _ON_LONG_LINES = ("cloud_key", "api_token", "jwt", "phone", "iban", "card")
 _KEY_BEGIN = r"begin (?:[a-z0-9]+ ){0,3}private key(?: block)? ?-{2,}"
 _KEY_HEADER = r"(?m)^[\w-]{1,30}: .*$|\\[nrt]"
@@ -138,11 +142,13 @@ def _private_key(text: str, lower: str) -> bool:
 
 
 def _cloud_key(text: str, lower: str) -> bool:
-    return _random_match(_CLOUD_KEY, text) or _random_match(_CLOUD_VALUE, text)
+    named = any(name in lower for name in ("aws", "accountkey", "accesskey", "sig="))
+    return _random_match(_CLOUD_KEY, text) or (named and _random_match(_CLOUD_VALUE, text))
 
 
 def _api_token(text: str, lower: str) -> bool:
-    return any(_random_match(pattern, text) for pattern in (_TOKEN, _SHAPED, _HOOK))
+    shaped = _random_match(_TOKEN, text) or _random_match(_SHAPED, text)
+    return shaped or ("hooks" in lower and _random_match(_HOOK, text))
 
 
 def _jwt(text: str, lower: str) -> bool:

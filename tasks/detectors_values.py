@@ -32,7 +32,10 @@ _FALLBACK = rf"{_STEM_TAIL}[\"'],(?=\s?[\"']){_VALUE}"
 _VARIABLE = r"(?:WOR[DT]|WD|PHRASE|(?<![A-Z]PASS))(?<=[A-Z])\d?=[\"']?(?P<bare>[^\s\"'`,;&|<]{4,200})"
 #: up to 40 characters between the word and what it is: "password for the staging box is ..."
 _PASS_OF = rf"{_STEM_TAIL}[ \t(][\w ()/.-]{{1,40}}?(?::|{_IS})[*]{{0,2}}{_VALUE}"
-_TOKEN_SET = rf"(?<!ublicKeyToken)(?i:[-_ ]?(?:key|token|value))?(?:{_TYPE}{_SEP}|[\"'],(?=\s?[\"'])|>(?=[^\s<]{{8,200}}</)|{_IS}){_VALUE}"
+_TOKEN_SET = (
+    rf"(?<!ublicKeyToken)(?i:[-_ ]?(?:key|token|value))?(?:{_TYPE}{_SEP}"
+    rf"|[\"'],(?=\s?[\"'])|>(?=[^\s<]{{8,200}}</)|{_IS}){_VALUE}"
+)
 _KEY_KINDS = ("api", "access", "auth", "encryption", "signing", "private", "master", "account", "service", "shared")
 _NAME = r"(?:pass(?:word|wd|phrase)?|pwd|token|secret|api-?key)"
 _OPTION = rf"--(?:\w{{1,20}}-){{0,3}}(?i:{_NAME})[ \t]{{1,4}}(?!-){_VALUE}"
@@ -41,25 +44,15 @@ _AUTHORIZED = (
     r"(?:[\"']?\s{0,2}[:=]\s{0,2}[\"']?(?i:basic|token|apikey|digest|key))?[ \t:=\"']{1,4}(?P<bare>[\w.~+/=-]{8,400})"
 )
 _IDENTIFIED = r"(?i)identified by(?: password)? (?P<quote>['\"])(?P<quoted>[^'\"\n]{4,100})(?P=quote)"
-_PASS_STEMS: tuple[str, ...] = (
-    "pass",
-    "pwd",
-    "kennwort",
-    "contraseña",
-    "senha",
-    "wachtwoord",
-    "lösenord",
-    "hasło",
-    "пароль",
-    "密码",
-)
-_PASS_STEMS += ("密碼", "パスワード", "비밀번호")
+_PASS_STEMS = ("pass", "pwd", "kennwort", "contraseña", "senha", "wachtwoord", "lösenord", "hasło")
+_PASS_STEMS_FAR = ("пароль", "密码", "密碼", "パスワード", "비밀번호")
 _TOKEN_STEMS = ("secret", "token", "credential")
 
 _PLACEHOLDER = (
-    r"(?i)[\W_]*$|(?:[$%@:]|\$env:)[a-z_]\w*%?$|\$[({\d]|%[sd(]|\{|.{0,64}(?:x{4}|\*{3}|\.{3}|…|[•●]{2}|_{4}|[\[{<(]\s?"
-    r"[\w .:-]+\s?[\]}>)]|\bx{3}\b|your|change.?(?:me|it|this)|replace|placeholder|example|sample|dummy|redact|masked"
-    r"|hidden|insert|todo|fixme|fake|goes.?here|environ|getenv|\benv[.(]|keyref|not.?real|xyz$|!vault|enc\[|op://)"
+    r"(?i)[\W_]*$|\([\w .]+\W*$|(?:[$%@:]|\$env:)[a-z_]\w*%?$|\$[({\d]|%[sd(]|\{|.{0,64}(?:x{4}|\*{3}|\.{3}|…|[•●]{2}"
+    r"|_{4}|[\[{<]\s?[\w .:-]+\s?[\]}>]|\bx{3}\b|your|change.?(?:me|it|this)|replace|placeholder|example|sample|dummy"
+    r"|redact|masked|hidden|insert|todo|fixme|fake|goes.?here|environ|getenv|\benv[.(]|keyref|not.?real|xyz$|!vault|enc\["
+    r"|op://)"
     r"|(?:none|null|nil|undefined|true|false|required|optional|nullable|string|str|text|bytes|number|invalid|wrong"
     r"|incorrect|missing|empty|hashed|encrypted|unknown|default|sensitive|confirmed|admin|root|username|login|test"
     r"|testing|value|data|email|name|user|type|sms|auto|prompt|basic|bearer|foo|foobar|abc|abc123|submit|reset)\W*$"
@@ -75,9 +68,10 @@ _WORDS = r"[A-Za-z]+(?:[-_./:][A-Za-z]*\d{0,2})*$"
 
 def password(text: str, lower: str) -> bool:
     """A value that says it is a password, token, secret or key."""
+    ends = [*_ends(lower, _PASS_STEMS), *_ends(lower, _PASS_STEMS_FAR)]
     for pattern, test in _PASS_TESTS:
         match = re.compile(pattern).match
-        if any(_holds(match(text, end), test) for end in _ends(lower, _PASS_STEMS)):
+        if any(_holds(match(text, end), test) for end in ends):
             return True
     return any(_holds(match, _is_token) for match in _tokens(text, lower)) or _handed_over(text, lower)
 
@@ -90,10 +84,12 @@ def is_placeholder(value: str) -> bool:
 def _tokens(text: str, lower: str) -> Iterator[re.Match[str] | None]:
     match = re.compile(_TOKEN_SET).match
     yield from (match(text, end) for end in _ends(lower, _TOKEN_STEMS))
-    ends = (
-        end for end in _ends(lower, ("key",)) if lower[max(0, end - 14) : end - 3].rstrip("-_ ").endswith(_KEY_KINDS)
-    )
-    yield from (match(text, end) for end in ends)
+    yield from (match(text, end) for end in _ends(lower, ("key",)) if _is_key_to_something(lower, end))
+
+
+def _is_key_to_something(lower: str, end: int) -> bool:
+    """Whether "key" is part of "api_key" and the like, not of "primary key"."""
+    return lower[max(0, end - 14) : end - 3].rstrip("-_ ").endswith(_KEY_KINDS)
 
 
 def _handed_over(text: str, lower: str) -> bool:

@@ -139,7 +139,8 @@ def _read(server: Server, response: http.client.HTTPResponse, sock: socket.socke
         size += len(chunk)
         if size > MAX_REPLY_BYTES:
             raise Permanent("output_too_large", f"{server.name}: the reply is over {MAX_REPLY_BYTES >> 20} MiB")
-        sock.settimeout(_left(until))
+        if not response.isclosed():  # at the body's end it closes the socket as well
+            sock.settimeout(_left(until))
     return b"".join(chunks)
 
 

@@ -5,7 +5,7 @@ backends/ollama_api.py and openai_api.py say why each field is sent.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -137,7 +137,7 @@ def embedding_reply(kind: str, name: str, value: dict[str, Any]) -> Reply:
         raise _malformed(name) from None
     if not isinstance(vector, list) or not vector or not {int, float}.issuperset(map(type, vector)):
         raise _malformed(name)
-    if not all(abs(number) < math.inf for number in vector) or not any(vector):
+    if not all(abs(number) <= sys.float_info.max for number in vector) or not any(vector):
         raise Transient("wrong_vectors", f"{name}: the vector is zero, or holds NaN or Infinity")
     return Reply(vector=vector)
 

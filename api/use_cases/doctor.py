@@ -14,6 +14,7 @@ from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
 from tasks.errors import OffloadError
 from tasks.ledger import reading, ticks, usage
+from tasks.privacy import Reach
 from tasks.registry import CLOUD, ModelClass, Provider, Registry
 from tasks.settings import unknown_variables
 from workers.backends import Health, Probe, for_provider
@@ -48,8 +49,10 @@ def examine(pool: Pool) -> list[Finding]:
         return [*findings, Finding("configuration", False, str(error), "offload config check")]
     findings += [*_redis(pool), *_ledger(pool)]
     probes = asyncio.run(_probe_all(registry))
-    findings += [*_providers(registry, probes), *_classes(registry, probes)]
-    if all(f.ok for f in findings if f.check == "ledger"):
+    whole = all(f.ok for f in findings if f.check == "ledger")
+    healthy = _healthy_providers(pool) if whole else set()
+    findings += [*_providers(registry, probes, healthy), *_classes(registry, probes)]
+    if whole:
         findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool)]
     return findings
 
@@ -113,19 +116,30 @@ async def _probe_all(registry: Registry) -> dict[str, Probe]:
     return {p.name: probe for p, probe in zip(asked, probes, strict=True)}
 
 
-def _providers(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
+def _healthy_providers(pool: Pool) -> set[str]:
+    """Those whose workers live and are well."""
+    live = live_workers(pool, reading.all_workers(pool.db))
+    return {w.provider for w in live if w.health == Health.HEALTHY}
+
+
+def _providers(registry: Registry, probes: dict[str, Probe], healthy: set[str]) -> Iterator[Finding]:
     if not registry.providers:
         yield Finding(
             "providers", False, "none is configured and none was found", "start a model server, then offload up"
         )
     for provider in registry.providers.values():
-        yield _gguf(provider) if provider.kind == "gguf" else _provider(provider, probes[provider.name])
+        if provider.kind == "gguf":
+            yield _gguf(provider)
+        else:
+            yield _provider(provider, probes[provider.name], has_worker=provider.name in healthy)
 
 
-def _provider(provider: Provider, probe: Probe) -> Finding:
+def _provider(provider: Provider, probe: Probe, *, has_worker: bool) -> Finding:
     name, where = f"provider {provider.name}", provider.url or provider.command[0]
     if provider.api_key_env and not os.environ.get(provider.api_key_env):
         key = provider.api_key_env
+        if has_worker and provider.reach is Reach.CLOUD:  # a cloud's key is in its worker's environment only
+            return Finding(name, True, f"{provider.kind} at {where}, reach {provider.reach}, by its worker's word")
         return Finding(name, False, f"{key} is not set", f"export {key}=…; then: offload down; offload up")
     if probe.health is Health.OFFLINE:
         detail = f"nobody answers at {where} ({probe.detail})" if probe.detail else f"nobody answers at {where}"

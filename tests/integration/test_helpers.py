@@ -1,0 +1,352 @@
+"""llm-offload and anchor-offload straight to a server: the contract's examples, exit codes, lines and outputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.helpers import ANCHOR, LLM, Home
+from tests.support.plain_server import PlainServer, plain_server
+from tests.support.pool import simulated
+from tests.support.waiting import eventually
+from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
+
+LINE = re.compile(r"\[offload\] model=\S+ category=[a-z-]+ tokens=\d+ duration_ms=\d+ validated=(true|false)\n")
+#: the contract's table
+MODELS = {
+    "gemma3:4b": ["summarize", "classify", "extract", "naming", "commit-msg", "translate", "rewrite"],
+    "qwen2.5-coder:7b": ["code", "refactor", "test-scaffold", "comment", "explain"],
+    "gemma4:26b": ["reason", "plan", "design"],
+    "bge-m3": ["embed"],
+}
+#: nothing listens there
+AWAY = simulated("http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[BackgroundSimulator]:
+    """The module's model server."""
+    with in_thread(SimulatorConfig(slots=64, loaded_limit=8)) as made:
+        yield made
+
+
+@pytest.fixture
+def home(tmp_path: Path, simulator: BackgroundSimulator) -> Home:
+    """A home whose every class the simulator serves."""
+    simulator.reset()
+    return Home(tmp_path / "home", simulated(simulator.url))
+
+
+@pytest.fixture
+def server() -> Iterator[PlainServer]:
+    """A server that remembers probes as well."""
+    with plain_server() as made:
+        yield made
+
+
+@pytest.fixture
+def plain(tmp_path: Path, server: PlainServer) -> Home:
+    """A home whose every class that server serves."""
+    return Home(tmp_path / "plain", simulated(server.url))
+
+
+def sent(simulator: BackgroundSimulator) -> int:
+    """How many prompts the simulator was sent."""
+    return int(simulator.stats()["requests"])
+
+
+def test_the_raw_examples(home: Home) -> None:
+    """The contract's three raw examples end 0, the output on stdout, one line about it on stderr."""
+    for arguments in (
+        ("summarize", "Reverie is a Rust local-first memory layer."),
+        ("code", "write a Rust one-liner that reverses a string"),
+        ("--json", "extract", "Return JSON with field 'crates': serde, tokio"),
+    ):
+        ran = home.llm(*arguments)
+        assert ran.code == 0, ran.stderr
+        assert LINE.fullmatch(ran.stderr)
+        assert "validated=true" in ran.stderr
+        assert ran.stdout.endswith(b"\n")
+        assert not ran.stdout.endswith(b"\n\n")
+    assert "crates" in ran.json
+    assert home.telemetry() == []
+
+
+def test_the_gated_examples(home: Home, simulator: BackgroundSimulator) -> None:
+    """A touched security path escalates and nothing is sent; a label is offloaded whatever words it is about."""
+    ran = home.anchor("code", "implement auth", "--touches", "src/auth/jwt.rs")
+    assert (ran.code, ran.stdout, ran.stderr) == (10, b"", "ESCALATE: security path\n")
+    assert sent(simulator) == 0
+    ran = home.anchor("classify", "this PR adds a new schema field")
+    assert ran.code == 0
+    assert re.fullmatch(r"[a-z-]+", ran.text)
+    assert LINE.fullmatch(ran.stderr)
+
+
+def test_each_category_has_its_model(home: Home, simulator: BackgroundSimulator) -> None:
+    """The contract's table, without any configuration but where the server is."""
+    for model, categories in MODELS.items():
+        for category in categories:
+            ran = home.llm(category, "Rename it: a, b.")
+            assert ran.code == 0, ran.stderr
+            assert simulator.calls()[-1]["model"] == model
+            assert f"model={model} category={category} " in ran.stderr
+    assert all(isinstance(number, float) for number in ran.json)
+
+
+def test_health(home: Home, plain: Home, server: PlainServer) -> None:
+    """`healthy` and 0 where the server answers, 1 and the reason where it does not; nothing is generated."""
+    ran = home.llm("--health")
+    assert (ran.code, ran.text, ran.stderr) == (0, "healthy", "")
+    server.answers["/api/version"] = 404
+    assert plain.llm("--health").code == 0
+    server.answers["/api/tags"] = 500
+    ran = plain.llm("--health")
+    assert (ran.code, ran.stdout) == (1, b"")
+    assert "answered 500" in ran.stderr
+    home.configure(AWAY)
+    ran = home.llm("--health")
+    assert (ran.code, ran.stdout) == (1, b"")
+    assert "nothing listens" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "answer", ["", " ", "{", "No JSON.", "{} {}", "Here it is:\n```json\n{}\n```", "NaN", '{"a": 1, "a": 2}']
+)
+def test_json_that_is_none(plain: Home, server: PlainServer, answer: str) -> None:
+    """Exit 3 (gated: 11) with nothing on stdout and the one line; an empty answer is a failure of its own."""
+    server.says(answer)
+    ran = plain.llm("--json", "extract", "x")
+    gated = plain.anchor("extract", "x", "--json")
+    assert (ran.stdout, gated.stdout) == (b"", b"")
+    if answer.strip():
+        assert (ran.code, gated.code) == (3, 11)
+        assert LINE.fullmatch(ran.stderr)
+        assert "validated=false" in ran.stderr
+        assert gated.stderr.endswith("ESCALATE: JSON validation failed\n")
+    else:
+        assert (ran.code, gated.code) == (1, 12)
+
+
+def test_json_in_one_fence_is_printed_bare(plain: Home, server: PlainServer) -> None:
+    """A fence around the JSON is forgiven and taken off; the request asked for JSON at temperature 0."""
+    server.says('```json\n{"crates": ["serde"]}\n```\n')
+    ran = plain.llm("extract", "--json", "x")
+    assert ran.stdout == b'{"crates": ["serde"]}\n'
+    body = server.requests[-1][2]
+    assert (body["format"], body["options"]["temperature"], body["stream"]) == ("json", 0.0, False)
+
+
+def test_thoughts_are_no_part_of_the_answer(plain: Home, server: PlainServer) -> None:
+    """Leaked thoughts are taken out, the rest is printed as it came; what ends inside a thought is no answer."""
+    server.says("<think>\nhm\n</think>\n\n  Ünïcode,\n\nkept.\n\n")
+    assert plain.llm("summarize", "x").stdout.decode() == "Ünïcode,\n\nkept.\n"
+    server.says("<think>\nhm")
+    assert plain.llm("summarize", "x").code == 1
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "reset", "empty", "notjson", "half", "midstream-error", "truncated"])
+def test_a_server_that_fails(home: Home, fault: str) -> None:
+    """Exit 1 with one line of words for every fault of a server; through the gate 12, with that code in words."""
+    ran = home.llm("summarize", f"My words. [[sim:{fault}]]")
+    assert (ran.code, ran.stdout) == (1, b"")
+    assert ran.stderr.startswith("llm-offload: ")
+    assert ran.stderr.count("\n") == 1
+    ran = home.anchor("summarize", f"My words. [[sim:{fault}]]")
+    assert (ran.code, ran.stdout) == (12, b"")
+    assert ran.stderr.endswith("ESCALATE: llm-offload returned 1\n")
+    assert "My words" not in ran.stderr
+
+
+def test_a_server_that_says_nothing(home: Home, simulator: BackgroundSimulator) -> None:
+    """The class's whole time is the longest wait."""
+    config = simulated(simulator.url)
+    config["classes"]["small"]["timeouts"] = {"total": 0.3}
+    home.configure(config)
+    ran = home.llm("summarize", "x [[sim:hang]]")
+    assert (ran.code, ran.stderr) == (1, "llm-offload: sim: no answer in time\n")
+
+
+def test_a_server_that_is_away(home: Home) -> None:
+    """Raw: exit 1. Gated: 13, but 10 for what is disqualified, which is judged first."""
+    home.configure(AWAY)
+    ran = home.llm("summarize", "x")
+    assert ran.code == 1
+    assert "nothing listens" in ran.stderr
+    ran = home.anchor("summarize", "x")
+    assert (ran.code, ran.stdout, ran.stderr) == (13, b"", "ESCALATE: model server unhealthy\n")
+    assert home.anchor("no-such", "x").code == 13
+    assert home.anchor("summarize", "x", "--security").code == 10
+
+
+def test_wrong_raw_calls(home: Home, simulator: BackgroundSimulator) -> None:
+    """Exit 2, words on stderr, nothing sent: wrong arguments, categories that are not there or are the cloud's."""
+    for arguments in (
+        (),
+        ("summarize",),
+        ("summarize", ""),
+        ("summarize", " \n"),
+        ("summarize", "two", "words"),
+        ("sumarize", "x"),
+        ("merge", "x"),
+        ("--jsno", "summarize", "x"),
+        ("--health", "summarize"),
+        ("--health", "--json"),
+        ("--json", "embed", "x"),
+        ("summarize", "x", "--touches", "a"),
+    ):
+        ran = home.llm(*arguments)
+        assert (ran.code, ran.stdout) == (2, b""), arguments
+        assert ran.stderr
+    assert "did you mean summarize?" in home.llm("sumarize", "x").stderr
+    assert home.llm("summarize", "-", stdin=b"\xff").code == 2
+    assert home.llm("summarize", "-", stdin=b"").code == 2
+    assert sent(simulator) == 0
+
+
+def test_wrong_gated_calls(home: Home, simulator: BackgroundSimulator) -> None:
+    """The wrapper's own usage errors are exit 2 and leave no line; an unknown category is the raw helper's: 12."""
+    for arguments in (
+        (),
+        ("code",),
+        ("code", ""),
+        ("code", "two", "words"),
+        ("code", "x", "--touches"),
+        ("code", "x", "--touches", "--json"),
+        ("code", "x", "--for"),
+        ("code", "x", "--for", "human", "--for", "agent"),
+        ("--touches", "a", "code", "x"),
+        ("code", "x", "--tuches", "a"),
+    ):
+        ran = home.anchor(*arguments)
+        assert (ran.code, ran.stdout) == (2, b""), arguments
+        assert ran.stderr
+    assert home.telemetry() == []
+    ran = home.anchor("sumarize", "x")
+    assert ran.code == 12
+    assert ran.stderr.endswith("ESCALATE: llm-offload returned 2\n")
+    assert home.anchor("My secret words", "x").code == 12
+    assert [line["category"] for line in home.telemetry()] == ["sumarize", "(no name)"]
+    assert sent(simulator) == 0
+
+
+def test_a_faulty_configuration(home: Home) -> None:
+    """One message with the place of the fault, exit 2 from both, and the old plan is not used."""
+    assert home.llm("summarize", "x").code == 0
+    home.configure({"classes": {"small": {"serv": []}}})
+    for ran in (home.llm("summarize", "x"), home.anchor("summarize", "x")):
+        assert (ran.code, ran.stdout) == (2, b"")
+        assert "serv" in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+def test_prompts_from_stdin_and_with_dashes(plain: Home, server: PlainServer) -> None:
+    """`-` reads stdin; after `--` nothing is an option; a diff is a prompt."""
+    diff = "--- a/x\n+++ b/x"
+    for arguments, stdin, prompt in (
+        (("summarize", "-"), "Grüße\n".encode(), "Grüße\n"),
+        (("summarize", "--", "--json"), b"", "--json"),
+        (("commit-msg", diff), b"", diff),
+    ):
+        assert plain.llm(*arguments, stdin=stdin).code == 0
+        assert server.requests[-1][2]["messages"][-1]["content"] == prompt
+
+
+def test_touches_is_greedy(home: Home) -> None:
+    """Every argument after --touches is a path until the next option, so two are more than one file."""
+    assert home.anchor("code", "x", "--touches", "a.py", "--for", "agent").code == 0
+    ran = home.anchor("code", "x", "--touches", "a.py", "src/auth.py", "--for", "agent")
+    assert (ran.code, ran.stderr) == (10, "ESCALATE: touches more than one file; security path\n")
+    assert home.anchor("--touches", "a.py", "b.py", "--", "code", "x").code == 10
+
+
+def test_health_is_looked_at_once_in_a_while(plain: Home, server: PlainServer) -> None:
+    """Two gated calls make one probe, and after the cache's time another; a server that went away meanwhile is 12."""
+    assert [plain.anchor("classify", "x").code for _ in range(2)] == [0, 0]
+    assert server.count("/api/version") == 1
+    server.answers["/api/chat"] = 500
+    assert plain.anchor("classify", "x").code == 12
+    cache = plain.path / "run" / "health.json"
+    known = {url: [at - 10.0, healthy] for url, (at, healthy) in json.loads(cache.read_bytes()).items()}
+    cache.write_text(json.dumps(known))
+    server.answers["/api/version"] = server.answers["/api/tags"] = 500
+    assert [plain.anchor("classify", "x").code for _ in range(2)] == [13, 13]
+    assert server.count("/api/version") == 2
+
+
+def test_telemetry_has_a_line_for_every_call(home: Home, tmp_path: Path) -> None:
+    """Exactly the contract's keys in their order, whatever became of the call; OFFLOAD_LOG says where."""
+    home.anchor("classify", "x")
+    home.anchor("merge", "x", "--security")
+    home.anchor("extract", "x [[sim:badjson]]", "--json")
+    home.anchor("classify", "x [[sim:500]]")
+    lines = home.telemetry()
+    assert all(list(line) == ["ts", "category", "decision", "reason", "duration_ms", "exit_code"] for line in lines)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line["ts"]) for line in lines)
+    assert all(type(line["duration_ms"]) is int and line["duration_ms"] >= 0 for line in lines)
+    assert [(line["category"], line["decision"], line["reason"], line["exit_code"]) for line in lines] == [
+        ("classify", "offload", "none", 0),
+        ("merge", "escalate", "marked as security work; a kind of work that is hard to take back", 10),
+        ("extract", "escalate", "JSON validation failed", 11),
+        ("classify", "escalate", "llm-offload returned 1", 12),
+    ]
+    home.environment["OFFLOAD_LOG"] = str(tmp_path / "mine.jsonl")
+    assert home.anchor("classify", "x").code == 0
+    assert len(home.telemetry()) == 4
+    assert (tmp_path / "mine.jsonl").read_bytes().count(b"\n") == 1
+    home.environment["OFFLOAD_LOG"] = str(tmp_path)
+    ran = home.anchor("classify", "x")
+    assert ran.code == 0
+    assert "telemetry log cannot be written" in ran.stderr
+
+
+def test_privacy_holds(plain: Home, server: PlainServer) -> None:
+    """A secret, a marked word or a tier of its own keeps a prompt from a server of reach lan: nothing is sent."""
+    lan: dict[str, Any] = simulated(server.url, reach="lan")
+    lan["privacy"] = {"markers": {"INTERNAL": "local_only"}}
+    lan["categories"] = {"rewrite": {"privacy": "local_only"}}
+    plain.configure(lan)
+    key = "AKIA" + "QWERTYUIOPASDF2Z"
+    for arguments in (("summarize", f"deploy with {key}"), ("summarize", "it is INTERNAL"), ("rewrite", "x")):
+        ran = plain.llm(*arguments)
+        assert (ran.code, ran.stdout) == (1, b"")
+        assert ran.stderr == "llm-offload: the prompt is local_only and provider sim is lan; nothing was sent\n"
+        assert plain.anchor(*arguments).code == 12
+    assert server.count("/api/chat") == 0
+    assert plain.llm("summarize", "nothing of note").code == 0
+    plain.configure(simulated(server.url))
+    assert plain.llm("summarize", f"deploy with {key}").code == 0
+
+
+@pytest.mark.parametrize("command", [LLM, ANCHOR])
+def test_ctrl_c(home: Home, simulator: BackgroundSimulator, command: str) -> None:
+    """Exit 130, no output, no traceback; the gated call has its line."""
+    process = home.start(command, "summarize", "x [[sim:delay=600]]")
+    eventually(lambda: simulator.stats()["in_flight"] == 1, "the prompt is in flight")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == 130
+    assert [line["exit_code"] for line in home.telemetry()] == ([130] if command == ANCHOR else [])
+
+
+@pytest.mark.parametrize("module", ["raw", "gated"])
+def test_the_straight_way_loads_nothing_heavy(home: Home, module: str) -> None:
+    """A whole call, from its start to its answer, imports nothing beyond the standard library and our own words."""
+    assert home.llm("summarize", "x").code == 0  # the plan is made
+    program = (
+        f"import sys\nfrom api.helpers import {module}\ncode = {module}.run(['summarize', 'x'])\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(code, *sorted(names - sys.stdlib_module_names))"
+    )
+    done = home.start(sys.executable, "-c", program)
+    out, _ = done.communicate(timeout=60)
+    code, *foreign = out.decode().splitlines()[-1].split()
+    assert code == "0"
+    assert {name for name in foreign if not name.startswith("_")} <= {"api", "tasks", "workers", "sitecustomize"}
