@@ -57,8 +57,8 @@ def test_a_wrong_command_line(line: list[str]) -> None:
 
 ANSWERS = [
     "{}", ' {"a": [1, 2.5, null, true, "x"]} \n', "1", '"text"', "null", "```json\n{}\n```", "```\n[1]\n```",
-    "```JSON\n[1]\n```  ", "", " ", "text", "{} {}", "{", "```json\n{}\n", "Here: ```json\n{}\n```", "NaN", "[Infinity]",
-    '{"a": 1, "a": 2}', "1e400", str(2**64), str(2**64 - 1), str(-(2**63)), "9" * 5000, "[" * 150 + "]" * 150,
+    "```JSON\n[1]\n```  ", "", " ", "text", "{} {}", "{", "```json\n{}\n", "Here: ```json\n{}\n```", "NaN",
+    "[Infinity]", '{"a": 1, "a": 2}', "1e400", str(2**64), str(2**64 - 1), str(-(2**63)), "9" * 5000, "[" * 150 + "]" * 150,
     "[" * 500 + "]" * 500, "[" * 100_000, "```python\n{}\n```", "\ufeff{}",
 ]  # fmt: skip
 
