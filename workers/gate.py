@@ -51,10 +51,10 @@ class Gate:
         """Whether the worker should consume; False gives other workers the chance."""
         return not self.away and self._paused_until - now <= PATIENCE_S
 
-    def succeeded(self) -> None:
-        """A call was answered."""
+    def succeeded(self, now: float) -> None:
+        """A call was answered; one that was sent before a pause began does not end it."""
         self._limit = min(float(self.capacity), self._limit + 1 / max(1.0, self._limit))
-        if not self.away:
+        if not self.away and now >= self._paused_until:
             self.health, self.detail, self._troubles = Health.HEALTHY, "", 0
 
     def busy(self, now: float, retry_after: float | None, detail: str, *, loading: bool = False) -> float:

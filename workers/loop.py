@@ -183,7 +183,7 @@ class Loop(threading.Thread):
                 reply = took(await self._backend.call(self._timed(asked.call)))
             outcome = succeeded(job, asked, reply, self._me, started_at)
             self._warm = (asked.call.model, time.monotonic())
-            self.gate.succeeded()
+            self.gate.succeeded(time.monotonic())
         except CallError as error:
             outcome = failed(job, error, self._me, asked, started_at, _ms_since(began))
             self._note(error, outcome, job, asked)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -55,8 +56,10 @@ def print_output(text: str) -> int:
 
 
 def say(words: str) -> None:
-    """A line for the person."""
-    print(words, file=sys.stderr, flush=True)
+    """A line for the person, where there is one who reads it."""
+    with suppress(OSError):
+        if sys.stderr is not None:
+            print(words, file=sys.stderr, flush=True)
 
 
 def one_json(text: str) -> str | None:

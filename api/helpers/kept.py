@@ -23,7 +23,7 @@ def read(name: str) -> dict[str, Any]:
     try:
         with open(os.path.join(home(), "run", name), "rb") as file:
             value = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

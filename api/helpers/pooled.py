@@ -10,13 +10,15 @@ import orjson
 from api.commands.run import JSON_ERRORS, RUN_PRIORITY
 from api.commands.submit import dispatch_now, going_on
 from api.helpers.answers import FAILED, Answer, deliver, print_output, say
+from api.helpers.plan import shown
 from api.helpers.raw import Asked
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import submit_line
 from api.use_cases.watching import is_running, live_workers
-from tasks.errors import PoolError
+from tasks.errors import PoolError, UsageError
 from tasks.ledger import reading
 from tasks.privacy import Reach, Tier
+from tasks.registry import CLOUD, nearest
 from tasks.routing import Said
 from tasks.states import ANSWERED, TERMINAL
 
@@ -62,11 +64,16 @@ def ask_cloud(name: str, asked: Asked) -> int:
 
 
 def _has_cloud_worker(pool: Pool) -> bool:
-    return any(worker.reach == Reach.CLOUD for worker in live_workers(pool, reading.all_workers(pool.db)))
+    """Whether a worker lives that takes the cloud's work at the moment: somebody waits for the answer."""
+    live = live_workers(pool, reading.all_workers(pool.db))
+    return any(w.reach == Reach.CLOUD and CLOUD in w.classes and w.consuming for w in live)
 
 
 def _done(pool: Pool, name: str, asked: Asked, tier: Tier | None) -> Any:
     """The job's row once it is terminal. tier: as it is said; None says nothing."""
+    if asked.category not in pool.registry.categories:  # said here: the pool would repeat a prompt in its place
+        near = nearest(asked.category, list(pool.registry.categories))
+        raise UsageError(f"unknown category {shown(asked.category)}{near}")
     line: dict[str, Any] = {"category": asked.category, "prompt": asked.prompt}
     said = Said(touches=asked.touches, audience=asked.audience, security=asked.security, tier=tier)
     batch_id = submit_line(

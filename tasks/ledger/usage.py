@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, and_, delete, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from tasks.budget import Window, costs, hindrance, too_large, windows
+from tasks.budget import EXPECTED_OUT, Window, costs, hindrance, too_large, windows
 from tasks.errors import Busy, Permanent
 from tasks.ledger.database import Database
 from tasks.registry import Provider
@@ -70,16 +70,18 @@ def taken(c: Connection, provider: str, window: Window) -> float:
 
 
 def at_limits(db: Database, provider: Provider) -> list[str]:
-    """In words: the limits that leave no room for one more call now."""
+    """In words: the limits that leave no room for one more ordinary call now."""
     with db.read() as c:
         there = windows(provider, db.now(c))
-        why = [hindrance(window, taken(c, provider.name, window), _least(window)) for window in there]
+        why = [hindrance(window, taken(c, provider.name, window), _ordinary(provider, window)) for window in there]
     return [words for words in why if words is not None]
 
 
-def _least(window: Window) -> float:
-    """The least that a call takes: one request, or something of any other unit."""
-    return 1.0 if window.limit.unit == "requests" else 1e-9
+def _ordinary(provider: Provider, window: Window) -> float:
+    """What a call of nobody's limits takes at least, or the whole window where that is less."""
+    unit = window.limit.unit
+    shares = [costs(provider, model, 0, EXPECTED_OUT).get(unit, 0.0) for model in provider.prices or ("",)]
+    return min(window.limit.most, *(share for share in shares if share > 0))
 
 
 def _add(c: Connection, provider: str, window: Window, amount: float) -> None:

@@ -90,7 +90,10 @@ def test_exit_codes_through_the_pool(home: Home) -> None:
     assert ran.stderr.endswith("ESCALATE: JSON validation failed\n")
     assert home.llm("--pool", "extract", "x [[sim:400]]").code == 1
     assert home.anchor("--pool", "extract", "x [[sim:400]]").code == 12
-    assert home.llm("--pool", "extrct", "x").code == 2
+    assert "did you mean 'extract'?" in home.llm("--pool", "extrct", "x").stderr
+    ran = home.llm("--pool", "My secret words", "x")
+    assert ran.code == 2
+    assert "secret" not in ran.stderr
     assert home.anchor("--pool", "extrct", "x").code == 12
     ran = home.anchor("--pool", "summarize", "A note.", "--touches", "a.py", "--for", "agent")
     assert ran.code == 0
@@ -147,7 +150,7 @@ def test_privacy_forbids_the_cloud(home: Home, pool: TestPool, simulator: Backgr
     assert simulator.stats()["requests"] == before
 
 
-@pytest.mark.parametrize("command", [LLM, ANCHOR])
+@pytest.mark.parametrize("command", [LLM, ANCHOR], ids=["llm-offload", "anchor-offload"])
 def test_ctrl_c_leaves_the_job(home: Home, pool: TestPool, simulator: BackgroundSimulator, command: str) -> None:
     """Exit 130; the job goes on, and the message says how to come back to it."""
     process = home.start(command, "--pool", "summarize", "x [[sim:delay=600]]")

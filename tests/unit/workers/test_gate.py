@@ -63,11 +63,11 @@ def test_the_limit_grows_one_call_a_round() -> None:
     rounds = 0
     while gate.limit < 8:
         for _ in range(gate.limit + 1):
-            gate.succeeded()
+            gate.succeeded(1e6)
         rounds += 1
     assert rounds == 4
     for _ in range(100):
-        gate.succeeded()
+        gate.succeeded(1e6)
     assert gate.limit == 8
 
 
@@ -76,7 +76,7 @@ def test_a_success_ends_the_trouble() -> None:
     gate = Gate(4)
     for n in range(5):
         gate.busy(10.0 * n, None, "busy")
-    gate.succeeded()
+    gate.succeeded(1e6)
     assert (gate.health, gate.detail) == (Health.HEALTHY, "")
     assert gate.busy(100.0, None, "busy") == BUSY_FIRST_S
 
@@ -105,7 +105,7 @@ def test_a_lost_provider_takes_nothing_until_it_is_found(health: Health) -> None
     gate = Gate(4)
     gate.busy(0.0, 1000.0, "busy")
     gate.lost(health, "gone")
-    gate.succeeded()
+    gate.succeeded(1e6)
     assert (gate.health, gate.detail, gate.away) == (health, "gone", True)
     assert gate.free(0, 1e9) == 0
     assert not gate.takes(1e9)
@@ -150,7 +150,7 @@ def test_whatever_happens_the_limit_stays_in_its_bounds(capacity: int, story: li
             case "busy" | "loading":
                 gate.busy(now, None, "", loading=what == "loading")
             case "success":
-                gate.succeeded()
+                gate.succeeded(now)
             case "lost":
                 gate.lost(Health.OFFLINE, "")
             case "found":

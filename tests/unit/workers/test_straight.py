@@ -43,7 +43,8 @@ QUESTION = Question("chat", "gemma3:4b", "Hello")
 def bodies(registry: Registry, category: str, json: bool) -> tuple[Any, Any]:
     """What the pool's worker sends for a job, and what is sent straight."""
     model_class = registry.categories[category].model_class
-    job = claimed(category, model_class=model_class, prompt="Hello", **({"json": True} if json else {}))
+    body: dict[str, Any] = {"prompt": "Hello"} | ({"json": True} if json else {})
+    job = claimed(category, model_class=model_class, **body)
     call = asking.ask(job, registry, "sim").call
     way = plans.understood(of_registry(registry)).way(category)
     question = _question(way, Asked(category, "Hello", json=json))
