@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tasks.categories import AUDIT, DEFAULT_CATEGORIES, Category
 from tasks.policy.file import load_policy
-from tasks.privacy import Reach
+from tasks.privacy import Reach, is_cloud_name
 from tasks.registry import (
     CLOUD,
     DEFAULT_CLASSES,
@@ -31,7 +31,6 @@ from tasks.registry import (
     Serve,
     Strict,
     TimeoutSettings,
-    is_cloud_name,
     nearest,
 )
 from tasks.settings import Settings

@@ -96,6 +96,11 @@ def reach_of_host(host: str) -> Reach | None:
     return reach_of_address(host)
 
 
+def is_cloud_name(model: str) -> bool:
+    """Whether Ollama sends a model of this name to its cloud, whatever it lists."""
+    return model.lower().endswith((":cloud", "-cloud"))
+
+
 def within(actual: Reach, declared: Reach) -> bool:
     """Whether an address is no further than its provider's declared reach."""
     return _REACHES.index(actual) <= _REACHES.index(declared)

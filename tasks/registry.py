@@ -318,11 +318,6 @@ def cloud_keys(registry: Registry, keeps: Provider | None = None) -> list[str]:
     return sorted(names - {keeps.api_key_env if keeps is not None else None})
 
 
-def is_cloud_name(model: str) -> bool:
-    """Whether Ollama sends this name to its cloud, whatever it lists."""
-    return model.lower().endswith((":cloud", "-cloud"))
-
-
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """` (did you mean 'x'?)`, or the names there are when nothing is near."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)

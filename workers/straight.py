@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from tasks.errors import CallError, Offline, Permanent, Transient
-from tasks.privacy import Reach, reach_of_address, within
+from tasks.privacy import Reach, is_cloud_name, reach_of_address, within
 from workers.straight_bodies import Question, Reply, embedding, embedding_reply, text, text_reply
 
 #: seconds for each step of a probe
@@ -88,11 +88,6 @@ def _must_be_local(server: Server, question: Question) -> None:
     asked = question.model
     if is_cloud_name(asked) or seen.get(asked, seen.get(f"{asked}:latest")):
         raise _elsewhere(server, asked)
-
-
-def is_cloud_name(model: str) -> bool:
-    """Whether Ollama sends this name to its cloud, whatever it lists (tasks/registry.py has the same)."""
-    return model.lower().endswith((":cloud", "-cloud"))
 
 
 def _elsewhere(server: Server, model: str) -> CallError:

@@ -193,7 +193,7 @@ def test_an_auditor_that_fails_leaves_it_to_a_person_and_harms_no_job(pool: Test
     assert row.state in ("person", "judged")  # the auditor may have been quicker
     again = pool.results(batch)[0]
     assert (done["state"], again["output"]) == ("done", done["output"])
-    assert asking not in pool.cli("batches", "--limit", "100").text
+    assert str(asking) not in pool.cli("batches", "--limit", "100").text
     assert str(asking) in pool.cli("batches", "--all", "--limit", "100").text
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import anthropic
 import httpx2
 
-from tasks.errors import Misconfigured, Offline, Permanent, Transient
+from tasks.errors import CallError, Misconfigured, Offline, Permanent, Transient
 from workers.backends import Call, Health, Probe, Reply
 from workers.backends.border import Border
 from workers.backends.refusals import midstream, refusal
@@ -33,6 +33,8 @@ from workers.backends.streams import incomplete, malformed
 
 #: tokens of an answer where nobody says how many
 MAX_TOKENS = 8_192
+#: characters of one answer
+MAX_ANSWER_CHARS = 16 * 1024 * 1024
 #: seconds for the question of a probe
 PROBE_TIMEOUT = 10.0
 #: stop reasons that mean: cut off
@@ -46,7 +48,7 @@ class Anthropic:
         self._name = name
         self._border = border
         self._has_key = bool(api_key)
-        transport = httpx2.AsyncHTTPTransport(trust_env=False)
+        transport = httpx2.AsyncHTTPTransport(trust_env=False, limits=httpx2.Limits(max_connections=None))
         self._client = anthropic.AsyncAnthropic(
             api_key=(api_key or "none").strip(),
             base_url=url,
@@ -69,8 +71,11 @@ class Anthropic:
 
     async def _started(self, body: dict[str, Any], call: Call) -> Any:
         timeout = httpx2.Timeout(call.timeouts.total, connect=call.timeouts.connect)
-        async with asyncio.timeout(call.timeouts.first_token):
-            return await self._client.messages.create(**body, stream=True, timeout=timeout)
+        try:
+            async with asyncio.timeout(call.timeouts.first_token):
+                return await self._client.messages.create(**body, stream=True, timeout=timeout)
+        except TimeoutError:
+            raise Transient("first_token_timeout", f"{self._name}: no first token in time") from None
 
     async def probe(self) -> Probe:
         """Ask for the list of models, which costs nothing; it says whether the key is good."""
@@ -98,18 +103,30 @@ class Anthropic:
             yield
         except TimeoutError:
             raise Transient("total_timeout", f"{self._name}: the call took longer than it may") from None
-        except anthropic.APITimeoutError:
-            raise Transient("total_timeout", f"{self._name}: no answer in time") from None
-        except anthropic.APIConnectionError:
-            raise Offline("no_route", f"{self._name}: its address cannot be reached") from None
+        except anthropic.APIConnectionError as error:
+            raise _unconnected(self._name, error.__cause__) from None
         except anthropic.APIStatusError as error:
             if error.status_code == 200:
                 raise midstream(self._name, _error_in(error.body)) from None
             raise refusal(self._name, error.status_code, error.response.headers, error.response.content) from None
         except anthropic.APIError:
             raise Transient("malformed", f"{self._name}: the reply has an unexpected shape") from None
-        except httpx2.HTTPError:
-            raise Transient("reset", f"{self._name}: the connection broke") from None
+        except httpx2.HTTPError as error:
+            raise _unconnected(self._name, error) from None
+
+
+def _unconnected(name: str, cause: BaseException | None) -> CallError:
+    """The CallError for what the package's HTTP client could not do."""
+    match cause:
+        case httpx2.ConnectTimeout():
+            return Offline("connect_timeout", f"{name}: no connection in time")
+        case httpx2.ConnectError() | httpx2.UnsupportedProtocol():
+            return Offline("no_route", f"{name}: its address cannot be reached")
+        case httpx2.TimeoutException():
+            return Transient("total_timeout", f"{name}: no answer in time")
+        case httpx2.RemoteProtocolError():
+            return incomplete(name)
+    return Transient("reset", f"{name}: the connection broke")
 
 
 def _error_in(body: object) -> Any:
@@ -128,7 +145,7 @@ class _Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._stop: str | None = None
-        self._in = self._out = 0
+        self._in = self._out = self._size = 0
 
     async def read(self, stream: AsyncIterator[Any]) -> None:
         """Take every event; Transient where the stream stalls or ends before its message does."""
@@ -159,6 +176,7 @@ class _Answer:
                 self._in = usage.input_tokens + cached
             case "content_block_delta":
                 self._first = self._first or time.monotonic()
+                self._check_size(event)
                 if event.delta.type == "text_delta":
                     self._text.append(event.delta.text)
                 elif event.delta.type == "thinking_delta":
@@ -166,6 +184,12 @@ class _Answer:
             case "message_delta":
                 self._stop = event.delta.stop_reason
                 self._out = event.usage.output_tokens
+
+    def _check_size(self, event: Any) -> None:
+        self._size += len(getattr(event.delta, "text", "") or getattr(event.delta, "thinking", ""))
+        if self._size > MAX_ANSWER_CHARS:
+            large = f"{self._name}: the answer is over {MAX_ANSWER_CHARS >> 20} million characters"
+            raise Permanent("output_too_large", large)
 
     def reply(self) -> Reply:
         """What was answered."""

@@ -26,6 +26,8 @@ from workers.backends.border import Border
 
 #: bytes of one answer
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+#: seconds that the end of a killed program is waited for: one that has left its group may hold its pipe
+END_S = 5.0
 
 
 class Command:
@@ -60,13 +62,11 @@ class Command:
         try:
             async with asyncio.timeout(seconds):
                 output = await _talk(process, prompt)
-                status = await process.wait()
+                status = await process.wait() if output is not None else None
         except TimeoutError:
             raise Transient("total_timeout", f"{self._name}: the command took longer than it may") from None
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _end(process)
         if output is None:
             raise Permanent("output_too_large", f"{self._name}: the answer is over {MAX_OUTPUT_BYTES >> 20} MiB")
         if status != 0:
@@ -95,6 +95,18 @@ class Command:
 
     async def aclose(self) -> None:
         """Nothing is held between calls."""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it with all that it started; asyncio sees its end only once its pipe was read to the end."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.stdout is not None  # a pipe
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_S):
+            while await process.stdout.read(1 << 16):
+                pass
+            await process.wait()
 
 
 async def _talk(process: asyncio.subprocess.Process, prompt: bytes) -> bytes | None:

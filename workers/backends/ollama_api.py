@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.errors import Permanent
-from tasks.privacy import Reach
-from tasks.registry import is_cloud_name
+from tasks.privacy import Reach, is_cloud_name
 from workers.backends import Call, Probe, Reply, recognise
 from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border

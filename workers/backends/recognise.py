@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tasks.errors import CallError, Permanent
-from tasks.registry import is_cloud_name
+from tasks.privacy import is_cloud_name
 from workers.backends import Health, Probe
 from workers.backends.base import Answer
 
