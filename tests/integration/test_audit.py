@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,26 +10,16 @@ import pytest
 from sqlalchemy import select, update
 
 from scheduler import audit
-from tasks import sampling
 from tasks.checks import same_label
 from tasks.ledger import audits
 from tasks.sampling import ALARM, FIRST
-from tasks.tables import Batch, PoolFacts, Stratum
-from tests.support.pool import TestPool, running, simulated
+from tasks.tables import Batch, Stratum
+from tests.support.auditing import audited, settled, tick
+from tests.support.pool import TestPool
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
-JOBS = 10_000
 RATE = 0.01
-
-#: an auditor of few words: it disagrees where the request says WRONG, and is unsure where it says ODD
-AUDITOR = """#!{python}
-import json, sys
-asked = sys.stdin.read()
-verdict = "disagree" if "WRONG" in asked else "unsure" if "ODD" in asked else "agree"
-said = {{"label": "**Bug.**"}} if '"label"' in asked else {{"verdict": verdict}}
-print(json.dumps(said | {{"reason": "so"}}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -43,63 +31,13 @@ def simulator() -> Iterator[BackgroundSimulator]:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory, simulator: BackgroundSimulator) -> Iterator[TestPool]:
-    """A worker at home, and a program as the cloud that audits; no beat: the tests say when it is time."""
-    folder = tmp_path_factory.mktemp("audit")
-    program = folder / "auditor.py"
-    program.write_text(AUDITOR.format(python=sys.executable))
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    config = simulated(simulator.url, in_flight=64)
-    config["providers"].append({"name": "judge", "kind": "command", "command": [str(program)], "in_flight": 8})
-    config["classes"]["cloud"] = {"serve": [{"provider": "judge", "model": "judge-1"}]}
-    config["classes"]["coder"]["think"] = False
-    config["audit"] = {"private_class": "coder"}
-    with running(folder, config) as made:
-        made.worker()
-        made.worker(provider="judge")
+    """A pool that is audited."""
+    with audited(tmp_path_factory.mktemp("audit"), simulator.url) as made:
         yield made
-
-
-def tick(pool: TestPool) -> None:
-    """One tick of the audit, and of dispatch."""
-    audit.run_once(pool.db, pool.pool.registry)
-    pool.pool.dispatch()
-
-
-def settled(pool: TestPool) -> bool:
-    """Whether every audit is judged or waits for a person."""
-    tick(pool)
-    return set(audits.counted(pool.db)) <= {"agree", "disagree", "unsure", "person"}
 
 
 def note(name: str, words: str = "A note.", **fields: Any) -> dict[str, Any]:
     return {"id": name, "category": "rewrite", "prompt": f"{words} ({name})", "privacy": "cloud_ok"} | fields
-
-
-def test_ten_thousand_jobs_are_sampled_as_predicted(pool: TestPool) -> None:
-    """The audited ids are the first of the stratum and those whose salted draw is below the rate: known beforehand."""
-    jobs = [note(f"n-{i}", system="Ten thousand.") for i in range(JOBS)]
-    batch = pool.submit(jobs)
-    with pool.db.read() as c:
-        salt = c.execute(select(PoolFacts.__table__.c.salt)).scalar_one()  # type: ignore[attr-defined]
-    first = {job["id"] for job in jobs[:FIRST]}
-    drawn = {job["id"] for job in jobs[FIRST:] if sampling.draw(salt, batch, job["id"]) < RATE}
-    pool.finished(batch, 120)
-    eventually(lambda: settled(pool), "every audit is answered", 120)
-    rows = audits.listed(pool.db, batch_id=batch, limit=JOBS)
-    assert {row.line_id for row in rows} == first | drawn
-    assert {row.line_id for row in rows if row.probability == 1} == first
-    assert {row.probability for row in rows if row.line_id in drawn} == {RATE}
-    assert 40 < len(drawn) < 180  # four standard deviations and more about 100
-    assert len(rows) == len(first | drawn)
-    assert {row.verdict for row in rows} == {"agree"}
-    found = next(a for a in pool.cli("audit", "report", "--json").json["agreements"] if a["category"] == "rewrite")
-    assert (found["n"], found["agreement"]) == (len(rows), 1.0)
-    assert found["low"] < 0.99
-    assert found["effective_n"] < found["n"]
-    shown = {r["id"]: r["audit"] for r in pool.results(batch) if "audit" in r}
-    assert set(shown) == first | drawn
-    assert shown["n-0"] == {"verdict": "agree", "auditor": "judge-1", "state": "judged"}
-    assert f"audits: {len(rows)} agree" in pool.cli("status", batch).text
 
 
 def test_equal_ids_in_two_batches_are_drawn_apart(pool: TestPool) -> None:

@@ -51,7 +51,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, simulator: BackgroundSimulato
 @pytest.fixture
 def home(pool: TestPool, tmp_path: Path) -> Home:
     """The pool's home, with a log of its own for each test."""
-    made = Home(pool.home)
+    made = Home(pool.home, in_here=True)
     made.environment |= pool.environment | {"OFFLOAD_LOG": str(tmp_path / "log")}
     return made
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +45,16 @@ class Ran:
 
 def offload(environment: Mapping[str, str], *arguments: str, stdin: bytes = b"") -> Ran:
     """Run `offload ARGUMENTS` in this process: the executable's own code, without Python's start."""
+    return here(environment, run_cli, *arguments, stdin=stdin)
+
+
+def here(
+    environment: Mapping[str, str], command: Callable[[Sequence[str]], int], *arguments: str, stdin: bytes = b""
+) -> Ran:
+    """Run a command's own code in this process."""
     out, err = _stream(), _stream()
     with _replaced(environment, _stream(stdin), out, err):
-        code = run_cli(arguments)
+        code = command(arguments)
         out.flush()
     return Ran(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
 

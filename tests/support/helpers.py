@@ -1,4 +1,4 @@
-"""`llm-offload` and `anchor-offload` as a test calls them: the real executables, in a home of their own."""
+"""`llm-offload` and `anchor-offload` as a test calls them, in a home of their own: the real executables, or in here."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from typing import Any
 
 import yaml
 
-from tests.support.cli import Ran
+from api.helpers import gated, raw
+from tests.support.cli import Ran, here
 from tests.support.pool import clean_environment
 
 LLM, ANCHOR = (str(Path(sys.executable).with_name(name)) for name in ("llm-offload", "anchor-offload"))
 
 
 class Home:
-    """A home, and the two helpers in it."""
+    """A home, and the two helpers in it. in_here: their own code in this process, without Python's start."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any] | None = None, **environment: str) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any] | None = None, *, in_here: bool = False, **environment: str
+    ) -> None:
         self.path = path
+        self._in_here = in_here
         path.mkdir(parents=True, exist_ok=True)
         self.environment = clean_environment() | {"OFFLOAD_HOME": str(path)} | environment
         if config is not None:
@@ -33,10 +37,14 @@ class Home:
 
     def llm(self, *arguments: str, stdin: bytes = b"") -> Ran:
         """Run llm-offload."""
+        if self._in_here:
+            return here(self.environment, raw.run, *arguments, stdin=stdin)
         return self._run(LLM, *arguments, stdin=stdin)
 
     def anchor(self, *arguments: str, stdin: bytes = b"") -> Ran:
         """Run anchor-offload."""
+        if self._in_here:
+            return here(self.environment, gated.run, *arguments, stdin=stdin)
         return self._run(ANCHOR, *arguments, stdin=stdin)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
