@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: setup demo test acceptance lint bench requirements clean
+.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -27,6 +27,12 @@ lint: setup  ## ruff, mypy, import-linter
 
 bench: setup  ## throughput and memory beside a plain Celery app, in one run
 	@$(PY) -m tests.bench.throughput
+
+bench-audit: setup  ## how the audit's test does on a thousand seeded streams
+	@$(PY) -m tests.bench.audit
+
+bench-detectors: setup  ## what the privacy detectors find and miss, and how fast
+	@$(PY) -m tests.bench.detectors
 
 requirements:  ## pin again; the file names no index
 	@sh ops/pin.sh

@@ -1,6 +1,7 @@
 """Every way in, and the one place that starts the roles.
 
 commands/    the command line (click): one file a command or a small family
+helpers/     llm-offload and anchor-offload, which start quickly and need no pool
 use_cases/   submit, watch, check: what every way in calls
 embedded/    the one-machine pool: a Redis of our own, and the supervisor of all roles
 """

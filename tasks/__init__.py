@@ -8,13 +8,23 @@ Pure, importing no server and no database:
     labels        the labels that a prompt offers
     validation    is this output acceptable
     leaks         a reasoning model's thoughts, taken out of its answer
-    schemas       a job line, in the pool's own form and in OpenAI's
+    policy/       what may not be left to a local model, and why; policy.yaml
+    privacy       tiers and reaches; what tightens a tier
+    detectors     secrets and personal data in a text (detectors_values, detectors_personal)
+    routing       where a job goes: verdict and tier meet the classes there are
+    lines         a job line in the pool's own form
+    openai_lines  a line of an OpenAI batch file
+    schemas       the bytes of a line become a job: read, checked, judged and routed
+    auditing      the second opinion: who is asked, what, and what the answer says
+    sampling      whom the audit draws, what share is right, when it has dropped
+    budget        what a call takes of its provider's limits
     turns         which class a provider serves next, and how many jobs are sent
 
 Shells:
     settings      the environment; where the state folder is
     registry      providers, classes and categories in force
     config        offload.yaml, read and checked
+    yaml_text     YAML that people write, and where its faults are
     tables        the SQL tables
     ledger/       every state change of a job, and nothing else changes one
     dispatch      keeps the window of every class full

@@ -9,6 +9,8 @@
     judging.py     a reply or an error becomes an Outcome (pure)
     recorder.py    outcomes become commits, in groups
     heartbeat.py   renews leases, reports the worker, drops what was cancelled
+    meter.py       keeps a provider's calls within its limits
+    straight.py    one question by the standard library alone, for the helpers (straight_bodies.py: what is sent)
     backends/      one file per protocol; the one place that opens a connection to a model
     simulator/     a model server without a GPU
     detect.py      which model servers this machine has

@@ -4,6 +4,9 @@
     submit     a batch is loaded in commits of bounded size; the last one is the promise
     claims     dispatched → running under a new fence and a lease; renewing; what a worker says of itself
     record     results, retries and give-backs, in groups, each only where id, fence and running still match
+    strata     which jobs may be audited, fixed at submit
+    audits     second opinions: chosen, asked, judged
+    usage      what providers' calls took of their limits
     endings    cancelled and expired; the counters of a batch and its closing
     sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
     reading    status and results
