@@ -6,8 +6,6 @@ server is alive.  After a pause of the sweep itself the watch begins anew, so th
 
 from __future__ import annotations
 
-import time
-
 from tasks.ledger import reading, sweeping, ticks
 from tasks.ledger.database import Database
 from tasks.privacy import Reach
@@ -37,7 +35,8 @@ def _wanted(registry: Registry) -> list[str]:
 
 def _dead(db: Database, registry: Registry, times: Times) -> list[str]:
     ago, since = ticks.counted(db, "unserved")
-    now = time.time()
+    with db.read() as c:
+        now = db.now(c)
     watched = ago < times.class_dead / 2
     served = _served(db, now - times.worker_gone)
     local = [name for name in registry.classes if registry.reaches.get(name) is not Reach.CLOUD]

@@ -55,7 +55,7 @@ class When:
             (not self.category or facts.category in self.category)
             and (not self.touches or any(_is_like(p, self.touches) for p in facts.touches))
             and (self.touches_more_than is None or len(_distinct(facts.touches)) > self.touches_more_than)
-            and (not self.audience or _folded(facts.audience or "") in map(_folded, self.audience))
+            and (not self.audience or _is_among(facts.audience, self.audience))
             and (self.security is None or facts.security is self.security)
             and (self.prompt_over_bytes is None or facts.prompt_bytes > self.prompt_over_bytes)
         )
@@ -120,6 +120,10 @@ def from_plain(plain: dict[str, Any]) -> Policy:
 
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_among(audience: str | None, known: tuple[str, ...]) -> bool:
+    return audience is not None and _folded(audience) in map(_folded, known)
 
 
 def _folded(audience: str) -> str:

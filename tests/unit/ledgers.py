@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,13 @@ class Ledger:
         priority: int = 0,
         prefixes: Sequence[int | None] = (),
         opened: bool = True,
+        job: Mapping[str, Any] | None = None,
         **begin: Any,
     ) -> str:
-        """An open batch of n jobs, or one that is still loading."""
+        """An open batch of n jobs, or one that is still loading. job: fields that all of them have instead."""
         batch_id, _ = submit.begin(self.db, name=begin.pop("name", None), priority=priority, **begin)
-        submit.add(self.db, batch_id, new_jobs(n, model_class, prefixes), priority)
+        lines = [dataclasses.replace(line, **(job or {})) for line in new_jobs(n, model_class, prefixes)]
+        submit.add(self.db, batch_id, lines, priority)
         if opened:
             submit.open_batch(self.db, batch_id)
         return batch_id
@@ -117,9 +120,9 @@ class Ledger:
             detail="",
         )
 
-    def fill(self, *classes: str) -> int:
-        """Dispatch; the jobs sent."""
-        return dispatch.fill(self.db, self.sender, dict.fromkeys(classes or ("small",), Reach.LOCAL), TIMES)
+    def fill(self, *classes: str, reach: Reach = Reach.LOCAL) -> int:
+        """Dispatch; the jobs sent. reach: of all these classes."""
+        return dispatch.fill(self.db, self.sender, dict.fromkeys(classes or ("small",), reach), TIMES)
 
     def claim(self, me: Identity, *, started: bool = True, slices: Sequence[str] | None = None) -> list[Claimed]:
         """Claim these slices, or all that were sent since the last time."""

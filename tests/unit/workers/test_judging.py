@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, Permanent, Transient
+from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, OutOfReach, Permanent, Transient
 from tasks.ledger.record import Outcome
+from tasks.privacy import Reach
 from tasks.states import JobState
 from tasks.tables import CallRow
 from tests.unit.workers.jobs import ME, asked, claimed
@@ -238,3 +240,36 @@ def test_no_outcome_quotes_what_was_asked_or_answered(text: str, way: dict[str, 
     assert CANARY not in str(outcome.call)
     if outcome.output is not None:
         json.loads(outcome.output)
+
+
+def cloud(category: str = "plain", **more: Any) -> Any:
+    """A job as a cloud's worker asks it, or with fields of its own."""
+    return dataclasses.replace(asked(claimed(category)), **more)
+
+
+def test_an_answer_by_a_cloud_is_escalated() -> None:
+    """Whatever a provider of reach cloud answers ends so, whoever sent the job there."""
+    outcome = succeeded(claimed(), cloud(reach=Reach.CLOUD), reply(), ME, 1000.0)
+    assert outcome.state is JobState.ESCALATED
+
+
+def test_failed_checks_go_on_only_after_the_attempts_and_only_where_they_may() -> None:
+    """The last rejected answer of a job that may goes on with no attempt lost; other errors and other jobs fail."""
+    last = claimed("stubborn")
+    bad = BadOutput("check_failed", "label: several lines")
+    goes = failed(last, bad, ME, cloud("stubborn", goes_on=True), 1000.0, 5.0)
+    assert (goes.state, goes.escalation) == (JobState.QUEUED, "its answers failed their checks (check_failed)")
+    assert failed(last, bad, ME, cloud("stubborn", goes_on=False), 1000.0, 5.0).state is JobState.FAILED
+    other = failed(last, Transient("http_500", "x"), ME, cloud("stubborn", goes_on=True), 1000.0, 5.0)
+    assert (other.state, other.escalation) == (JobState.FAILED, None)
+    again = failed(claimed(), bad, ME, cloud(goes_on=True), 1000.0, 5.0)
+    assert (again.state, again.escalation) == (JobState.QUEUED, None)
+
+
+def test_what_privacy_held_back_burns_nothing_and_was_no_call() -> None:
+    """At home it waits under its tightened tier; a cloud's worker refuses it for good."""
+    error = OutOfReach("local_only", "nothing was sent")
+    waits = failed(claimed(), error, ME, cloud(reach=Reach.LAN), 1000.0, 5.0)
+    assert (waits.state, waits.tier, waits.attempts, waits.call) == (JobState.QUEUED, "local_only", 0, None)
+    refused = failed(claimed(), error, ME, cloud(reach=Reach.CLOUD), 1000.0, 5.0)
+    assert (refused.state, refused.attempts, refused.call) == (JobState.REFUSED, 0, None)
