@@ -22,6 +22,7 @@ Pure, importing no server and no database:
 
 Shells:
     settings      the environment; where the state folder is
+    providers     a provider as it is configured: its address, reach, limits
     registry      providers, classes and categories in force
     config        offload.yaml, read and checked
     yaml_text     YAML that people write, and where its faults are

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from tasks.registry import Limit, Provider
+from tasks.providers import Limit, Provider
 
 #: characters a token is taken to have before a call; afterwards the server's count is trusted
 CHARS_PER_TOKEN = 3.5

@@ -16,20 +16,16 @@ from pydantic import BaseModel, Field, ValidationError
 from tasks.categories import AUDIT, DEFAULT_CATEGORIES, Category
 from tasks.policy.file import load_policy
 from tasks.privacy import Reach, is_cloud_name
+from tasks.providers import Limit, Name, Price, Provider, Strict
 from tasks.registry import (
     CLOUD,
     DEFAULT_CLASSES,
     DEFAULT_PROVIDERS,
     AuditSettings,
-    Limit,
     ModelClass,
-    Name,
-    Price,
     PrivacySettings,
-    Provider,
     Registry,
     Serve,
-    Strict,
     TimeoutSettings,
     nearest,
 )

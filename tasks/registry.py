@@ -1,37 +1,26 @@
-"""Providers, classes and categories, as the configuration in force has them; config.py reads it."""
+"""Classes, and with providers and categories the registry that the configuration in force makes; config.py reads it."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tasks.categories import AUDIT, Category
 from tasks.policy import Policy
-from tasks.privacy import Markers, Reach, Tier, reach_of_host, within
+from tasks.privacy import Markers, Reach, Tier
+from tasks.providers import ANTHROPIC_KEY, DEFAULT_CONTEXT, MAX_CONTEXT, Context, Name, Provider, Strict
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-
-#: tokens a class is taken to hold when neither the configuration nor the server says it
-DEFAULT_CONTEXT = 8192
 #: tokens that class `cloud` is taken to hold
 CLOUD_CONTEXT = 200_000
 #: the class that disqualified work goes to
 CLOUD = "cloud"
-#: where Anthropic's API is, and the variable that its own tools read its key from
-ANTHROPIC_URL, ANTHROPIC_KEY = "https://api.anthropic.com", "ANTHROPIC_API_KEY"
-#: tokens; model servers keep the size of a context in 32 bits
-MAX_CONTEXT = 2**31 - 1
 
 
 def _sendable(value: Any) -> Any:
@@ -43,125 +32,7 @@ def _sendable(value: Any) -> Any:
     return value
 
 
-def _base_url(url: str) -> str:
-    """A URL that paths are put after."""
-    try:
-        parts = urlsplit(url)
-        fits = _HOST.fullmatch(parts.hostname or "") and parts.port != 0
-    except ValueError:  # a port beyond 65535, a bracket left open
-        fits = None
-    if not fits or not url.isprintable() or set(url) & set(" ?#"):
-        raise ValueError("expected http://HOST or http://HOST:PORT, with a port of 1 to 65535")
-    return url
-
-
-#: a name or an IPv4 address; an IPv6 address, which stands in brackets
-_HOST = re.compile(r"[\w-]+(\.[\w-]+)*\.?|[0-9a-f.]*:[0-9a-f:.]*(%\w+)?")
-
 Option = Annotated[bool | int | float | str, BeforeValidator(_sendable)]
-Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_base_url)]
-Context = Annotated[int, Field(ge=256, le=MAX_CONTEXT)]
-
-
-def _zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        raise ValueError("no such time zone; expected a name as Europe/Berlin") from None
-    return name
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, and errors never show values."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, populate_by_name=True, allow_inf_nan=False
-    )
-
-
-class Limit(Strict):
-    """At most so much of a unit in a minute or a day. Units: requests, tokens, and those that `prices` names."""
-
-    unit: Name
-    per: Literal["minute", "day"]
-    most: float = Field(gt=0)
-    zone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="where the day ends, as Europe/Berlin")
-
-
-class Price(Strict):
-    """What a call costs of a unit."""
-
-    request: float = Field(0, ge=0, description="each call")
-    input: float = Field(0, ge=0, description="a million tokens sent")
-    output: float = Field(0, ge=0, description="a million tokens answered")
-
-
-class Provider(Strict):
-    """A configured model server, or a command."""
-
-    name: Name
-    kind: Literal["ollama", "openai", "gguf", "anthropic", "command"] = Field(
-        description="the protocol it speaks; gguf: the pool serves the file; command: a program that gets the prompt"
-    )
-    url: Url | None = Field(None, description="base URL; for openai with its /v1")
-    reach: Reach = Field(
-        Reach.LOCAL, description="local: loopback; lan: a private network; cloud: else (anthropic, command by default)"
-    )
-    in_flight: int = Field(4, ge=1, le=4096, description="calls at once")
-    api_key_env: str | None = Field(None, description="the variable that holds the key")
-    path: Path | None = Field(None, description="gguf: the model file")
-    slots: int = Field(4, ge=1, le=256, description="gguf: requests served at once")
-    context: Context = Field(DEFAULT_CONTEXT, description="gguf: tokens per slot")
-    command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="command: the program and its arguments; the prompt comes on its standard input"
-    )
-    limits: tuple[Limit, ...] = Field((), description="at a limit, jobs wait")
-    prices: dict[str, dict[Name, Price]] = Field(
-        default_factory=dict, description="model -> unit -> what a call costs of it; `usd` is a unit like others"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, data: Any) -> Any:
-        """What a kind makes plain: a GGUF file names its provider, a cloud's address is known."""
-        if not isinstance(data, dict):
-            return data
-        kind = data.get("kind")
-        if kind == "gguf" and isinstance(data.get("path"), str):
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data["path"]).stem).lstrip("._-") or "gguf"
-            return {"name": name, "in_flight": data.get("slots", 4)} | data
-        if kind == "anthropic":
-            return {"url": ANTHROPIC_URL, "api_key_env": ANTHROPIC_KEY, "reach": Reach.CLOUD} | data
-        if kind == "command":
-            return {"reach": Reach.CLOUD} | data
-        return data
-
-    @model_validator(mode="after")
-    def _address_fits_kind(self) -> Provider:
-        needs = {"gguf": "path", "command": "command"}.get(self.kind, "url")
-        given = {n for n in ("url", "path", "command") if getattr(self, n)}
-        if needs not in given:
-            raise ValueError(f"a provider of kind {self.kind} has a {needs}")
-        if others := sorted(given - {needs}):
-            raise ValueError(f"a provider of kind {self.kind} has a {needs} and no {' and no '.join(others)}")
-        return self
-
-    @model_validator(mode="after")
-    def _reach_fits_address(self) -> Provider:
-        if self.kind == "anthropic" and self.reach is not Reach.CLOUD:
-            raise ValueError("a provider of kind anthropic has reach cloud")
-        actual = reach_of_host(urlsplit(self.url).hostname or "") if self.url else None
-        if actual is not None and not within(actual, self.reach):
-            raise ValueError(f"its address has reach {actual}, and it is declared {self.reach}; say reach: {actual}")
-        return self
-
-    @model_validator(mode="after")
-    def _limits_have_units(self) -> Provider:
-        priced = {unit for units in self.prices.values() for unit in units}
-        for limit in self.limits:
-            if limit.unit not in {"requests", "tokens"} | priced:
-                raise ValueError(f"limits: no price says what a call costs of {limit.unit}; there are requests, tokens")
-        return self
 
 
 class Serve(Strict):

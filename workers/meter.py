@@ -10,7 +10,7 @@ from tasks.budget import CHARS_PER_TOKEN, EXPECTED_OUT
 from tasks.errors import Busy, Misconfigured, Offline, OutOfReach
 from tasks.ledger import usage
 from tasks.ledger.database import Database
-from tasks.registry import Provider
+from tasks.providers import Provider
 from workers.asking import Asked
 from workers.backends import Call, Reply
 

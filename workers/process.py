@@ -20,8 +20,9 @@ from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database, open_ledger
 from tasks.ledger.record import Outcome
 from tasks.privacy import Reach
+from tasks.providers import Provider
 from tasks.queues import class_queue
-from tasks.registry import Provider, Registry, cloud_keys
+from tasks.registry import Registry, cloud_keys
 from tasks.settings import Settings
 from tasks.states import JobState
 from workers.backends import for_provider

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from api.commands.output import print_json, say
-from api.commands.said import said, said_options
+from api.commands.said import said_options
 from api.use_cases.explaining import Explained, explain, try_cases, untried_rules
 from tasks.config import load_registry
 from tasks.policy.file import policy_path, policy_schema, shipped
+from tasks.routing import Said
 from tasks.settings import load_settings
 from tasks.yaml_text import read_text
 
@@ -57,11 +58,7 @@ def explain_job(
     category: str,
     prompt: str,
     model: str | None,
-    touches: tuple[str, ...],
-    audience: str | None,
-    security: bool,
-    privacy: str | None,
-    consent: str | None,
+    said: Said,
     as_json: bool,
 ) -> None:
     """Say what would become of a job of CATEGORY with PROMPT (- is stdin); nothing is submitted."""
@@ -70,8 +67,7 @@ def explain_job(
     line: dict[str, Any] = {"category": category, "prompt": read_prompt(prompt)}
     if model is not None:
         line["model"] = model
-    words = said(touches=touches, audience=audience, security=security, privacy=privacy, consent=consent)
-    found = explain(load_registry(load_settings()), line, words)
+    found = explain(load_registry(load_settings()), line, said)
     if as_json:
         print_json(asdict(found))
     else:

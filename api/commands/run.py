@@ -11,7 +11,7 @@ import click
 import orjson
 
 from api.commands.output import Seconds, say
-from api.commands.said import said, said_options
+from api.commands.said import said_options
 from api.commands.submit import dispatch_now, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import submit_line
@@ -19,6 +19,7 @@ from tasks.errors import InputError, LineFault
 from tasks.ledger import reading
 from tasks.ledger.endings import NO_LOCAL_SERVER
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
+from tasks.routing import Said
 from tasks.states import ANSWERED, TERMINAL
 
 #: seconds between two looks at the job: the first ones, and after a while
@@ -49,11 +50,7 @@ def run(
     model: str | None,
     form: str,
     deadline: float | None,
-    touches: tuple[str, ...],
-    audience: str | None,
-    security: bool,
-    privacy: str | None,
-    consent: str | None,
+    said: Said,
     timeout: float | None,
 ) -> None:
     """Run one job of CATEGORY with PROMPT (- is stdin), wait, and print the output."""
@@ -69,7 +66,7 @@ def run(
         orjson.dumps(line),
         name=f"run {category}",
         priority=RUN_PRIORITY,
-        said=said(touches=touches, audience=audience, security=security, privacy=privacy, consent=consent),
+        said=said,
         deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,
     )
     with going_on(batch_id):

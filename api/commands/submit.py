@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
-from api.commands.said import said, said_options
+from api.commands.said import said_options
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, Submitted, opened
 from api.use_cases.submitting import submit as submit_file
@@ -19,6 +20,7 @@ from api.use_cases.watching import Progress, watch
 from tasks.errors import BrokerDown, LineFault, PoolError
 from tasks.ledger import reading
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
+from tasks.routing import Said
 
 #: lines after which a long submit says where it is
 SAY_EVERY_LINES = 100_000
@@ -42,11 +44,7 @@ def submit(
     name: str | None,
     key: str | None,
     deadline: float | None,
-    touches: tuple[str, ...],
-    audience: str | None,
-    security: bool,
-    privacy: str | None,
-    consent: str | None,
+    said: Said,
     skip_invalid: bool,
     waits: bool,
     output: str | None,
@@ -68,9 +66,7 @@ def submit(
     pool = Pool()
     rejects = Rejects(file)
     request = Request(
-        said=said(
-            category=category, touches=touches, audience=audience, security=security, privacy=privacy, consent=consent
-        ),
+        said=replace(said, category=category),
         name=name,
         key=key,
         deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.registry import ANTHROPIC_KEY, CLOUD, DEFAULT_CLASSES
+from tasks.providers import ANTHROPIC_KEY
+from tasks.registry import CLOUD, DEFAULT_CLASSES
 from workers.detect import Found, detect
 
 #: names of models that suit a class, the best first; a class's own default model comes before them

@@ -10,7 +10,8 @@ from typing import Any
 from tasks.categories import Category
 from tasks.config import load_registry, parse
 from tasks.privacy import Reach
-from tasks.registry import CLOUD, ModelClass, Provider, Registry, Serve
+from tasks.providers import Provider
+from tasks.registry import CLOUD, ModelClass, Registry, Serve
 from tasks.settings import load_settings
 
 #: kinds of providers that one HTTP request reaches

@@ -15,7 +15,8 @@ from api.use_cases.watching import live_workers
 from tasks.errors import OffloadError
 from tasks.ledger import reading, ticks, usage
 from tasks.privacy import Reach
-from tasks.registry import CLOUD, ModelClass, Provider, Registry
+from tasks.providers import Provider
+from tasks.registry import CLOUD, ModelClass, Registry
 from tasks.settings import unknown_variables
 from workers.backends import Health, Probe, for_provider
 

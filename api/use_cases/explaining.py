@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tasks.errors import InputError, LineFault
 from tasks.lines import JobLine
 from tasks.privacy import Reach, Tier, permits
-from tasks.registry import CLOUD, Provider, Registry, nearest
+from tasks.providers import Provider
+from tasks.registry import CLOUD, Registry, nearest
 from tasks.routing import NOTHING, Route, Said
 from tasks.schemas import parse_line
 from tasks.states import JobState

@@ -10,7 +10,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from tasks.budget import EXPECTED_OUT, Window, costs, hindrance, too_large, windows
 from tasks.errors import Busy, Permanent
 from tasks.ledger.database import Database
-from tasks.registry import Provider
+from tasks.providers import Provider
 from tasks.tables import Usage
 
 #: seconds after which a job that waits at a limit is looked at again, so that a raised limit is noticed

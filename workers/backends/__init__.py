@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tasks.errors import ConfigError
 from tasks.privacy import NOT_CLEARED, Clearance, Markers
-from tasks.registry import Provider
+from tasks.providers import Provider
 
 if TYPE_CHECKING:
     from workers.backends.border import Border

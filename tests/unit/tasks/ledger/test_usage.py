@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.budget import costs, windows
 from tasks.errors import Busy, ConfigError, Permanent
 from tasks.ledger.usage import LOOK_AGAIN_S, at_limits, correct, reserve
-from tasks.registry import Provider
+from tasks.providers import Provider
 from tests.unit.ledgers import Ledger
 
 
