@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,11 +164,9 @@ def test_iban_check_digits(account: int, blank: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ADVERSARIAL, ids=ascii)
-def test_time_grows_with_length(unit: str) -> None:
-    """Twice as much of an awkward text takes about twice as long, not four times."""
-    short = _repeated(unit, 50_000)
-    small, large = _best_time(lambda: detect(short)), _best_time(lambda: detect(short + short))
-    assert large < 3.2 * small + 0.02  # seconds below which a clock says little
+def test_awkward_texts_end(unit: str) -> None:
+    """A hundred kilobytes of what patterns find hardest is read to its end; one that backtracked would take hours."""
+    assert set(detect(_repeated(unit, 100_000))) <= set(TIER_OF)
 
 
 @pytest.mark.parametrize("unit", ["a", "-", "1 ", "@", "A=", "\"'", "0", "\n"], ids=ascii)
@@ -242,13 +237,3 @@ def _luhn_digit(body: str) -> str:
 
 def _repeated(unit: str, length: int) -> str:
     return (unit * (length // len(unit) + 1))[:length]
-
-
-def _best_time(run: Callable[[], object]) -> float:
-    """The shortest of several tries, which other work on the machine disturbs least."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
