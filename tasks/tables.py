@@ -60,7 +60,7 @@ class Job(SQLModel, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("batch_id", "line", name="uq_jobs_line"),
-        Index("ix_jobs_queue", "batch_id", "model_class", "state", "rank"),
+        Index("ix_jobs_queue", "batch_id", "model_class", "state", "tier", "rank"),
         Index("ix_jobs_slice", "slice_id", sqlite_where=text("slice_id IS NOT NULL")),
         Index(
             "ix_jobs_out",

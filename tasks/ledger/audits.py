@@ -39,23 +39,24 @@ strata = Stratum.__table__  # type: ignore[attr-defined]
 def choose(db: Database) -> int:
     """Decide on every sample whose job has ended; the count of those chosen."""
     total = 0
+    ended: Any = (
+        select(samples, jobs.c.state, jobs.c.batch_id, jobs.c.category, jobs.c.model_class, jobs.c.served_model)
+        .join(jobs, jobs.c.id == samples.c.job_id)
+        .where(jobs.c.state.in_(TERMINAL))
+        .order_by(samples.c.job_id)
+    )
     while True:
+        with db.read() as c:  # it may look through every open job's: without the write lock
+            ids = [row.job_id for row in c.execute(ended.limit(CHUNK))]
+        if not ids:
+            return total
         with db.write() as c:
-            query: Any = (
-                select(samples, jobs.c.state, jobs.c.batch_id, jobs.c.category, jobs.c.model_class, jobs.c.served_model)
-                .join(jobs, jobs.c.id == samples.c.job_id)
-                .where(jobs.c.state.in_(TERMINAL))
-                .order_by(samples.c.job_id)
-                .limit(CHUNK)
-            )
-            rows = c.execute(query).all()
+            rows = c.execute(ended.where(samples.c.job_id.in_(ids))).all()
             chosen = list(_chosen(c, [row for row in rows if row.state == JobState.DONE], db.now(c)))
             if chosen:
                 c.execute(insert(audits), chosen)
-            c.execute(delete(samples).where(samples.c.job_id.in_([row.job_id for row in rows])))
+            c.execute(delete(samples).where(samples.c.job_id.in_(ids)))
         total += len(chosen)
-        if len(rows) < CHUNK:
-            return total
 
 
 def _chosen(c: Connection, done: Sequence[Row[Any]], now: float) -> Iterator[dict[str, Any]]:

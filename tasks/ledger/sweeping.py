@@ -157,21 +157,28 @@ def expire_batches(db: Database) -> int:
 
 def escalate_class(db: Database, model_class: str, categories: Sequence[str]) -> int:
     """Send on to class `cloud` what waits for a class and may leave, of these categories; the count of jobs."""
+    with db.read() as c:
+        opened = list(c.execute(select(batches.c.id).where(batches.c.state == BatchState.OPEN)).scalars())
+    return sum(_escalate_batch(db, batch_id, model_class, categories) for batch_id in opened)
+
+
+def _escalate_batch(db: Database, batch_id: str, model_class: str, categories: Sequence[str]) -> int:
     why = f"nobody served class {model_class} any more"
+    some = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.batch_id == batch_id,
+            jobs.c.model_class == model_class,
+            jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
+            jobs.c.tier == Tier.CLOUD_OK,
+            jobs.c.category.in_(categories),
+        )
+        .limit(CHUNK)
+        .with_for_update()
+    )
     total = 0
     while True:
         with db.write() as c:
-            some = (
-                select(jobs.c.id)
-                .where(
-                    jobs.c.model_class == model_class,
-                    jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
-                    jobs.c.category.in_(categories),
-                    jobs.c.tier == Tier.CLOUD_OK,
-                )
-                .limit(CHUNK)
-                .with_for_update()
-            )
             ids = list(c.execute(some).scalars())
             for start in range(0, len(ids), 500):
                 mine = jobs.c.id.in_(ids[start : start + 500])
