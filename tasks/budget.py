@@ -57,7 +57,7 @@ def hindrance(window: Window, taken: float, more: float) -> str | None:
         return None
     zone = ZoneInfo(limit.zone)
     again = datetime.fromtimestamp(window.ends, zone)
-    when = f"{again:%H:%M:%S}" if limit.per == "minute" else f"{again:%Y-%m-%d %H:%M} {limit.zone}"
+    when = f"{again:{'%H:%M:%S' if limit.per == 'minute' else '%Y-%m-%d %H:%M'}} {limit.zone}"
     return f"at its limit of {limit.most:g} {limit.unit} a {limit.per} ({taken:g} taken); there is more at {when}"
 
 

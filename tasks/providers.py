@@ -97,6 +97,11 @@ class Provider(Strict):
         default_factory=dict, description="model -> unit -> what a call costs of it; `usd` is a unit like others"
     )
 
+    @property
+    def where(self) -> str:
+        """Its address, file or program, for people."""
+        return self.url or str(self.path or self.command[0])
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:

@@ -109,12 +109,19 @@ def _hindrances(
     if not to_cloud or verdict.action is Action.REFUSE:
         return
     if not permits(tier, Reach.CLOUD):
-        advice = "a detector tightened it" if tier is not said else "privacy: cloud_ok would let it go"
+        advice = "a detector tightened it" if tier is not said else _advice(said, category, registry)
         yield "privacy", f"only the cloud may do it, and the job is {tier} ({advice})"
     if not registry.has_cloud:
         yield "no-cloud", "only the cloud may do it, and no provider serves class cloud"
     elif category.kind == "embed" and not registry.cloud_embeds:
         yield "no-cloud", "only the cloud may do it, and no provider of class cloud makes embeddings"
+
+
+def _advice(said: Tier, category: Category, registry: Registry) -> str:
+    """Whose word it is, or that nobody has said any."""
+    if registry.privacy.default is said:
+        return "offload.yaml says so: privacy.default"
+    return "its category says so" if category.privacy is said else "privacy: cloud_ok would let it go"
 
 
 def _kept(verdict: Verdict, hindrances: list[Any], found: dict[str, Tier], consent: Consent | None) -> dict[str, Any]:

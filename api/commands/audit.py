@@ -13,7 +13,7 @@ from api.commands.output import print_json, say, table
 from api.use_cases.audits import Agreement, report, shown
 from api.use_cases.pool import Pool
 from tasks.auditing import MOST_REASON, Opinion
-from tasks.ledger import audits
+from tasks.ledger import audits, reading
 
 #: an audit's number; SQLite keeps no larger one
 AuditId = click.IntRange(1, 2**63 - 1)
@@ -31,7 +31,10 @@ def audit() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(state: str | None, batch: str | None, limit: int, as_json: bool) -> None:
     """List audits, the newest first."""
-    rows = audits.listed(Pool().db, state=state, batch_id=batch, limit=limit)
+    db = Pool().db
+    if batch is not None:
+        reading.batch(db, batch)
+    rows = audits.listed(db, state=state, batch_id=batch, limit=limit)
     if as_json:
         print_json([_row_json(row) for row in rows])
         return
@@ -60,7 +63,8 @@ def show(audit_id: int, as_json: bool) -> None:
     if as_json:
         print_json(asdict(found))
         return
-    say(f"audit {found.id}: {found.category} on {found.model}, {found.verdict or found.state}")
+    by = f" by {found.auditor}: {found.reason or 'no reason given'}" if found.auditor else ""
+    say(f"audit {found.id}: {found.category} on {found.model}, {found.verdict or found.state}{by}")
     output = found.output if isinstance(found.output, str) else orjson.dumps(found.output).decode()
     for title, text in (("system", found.system), ("request", found.request), ("output", output)):
         if text:

@@ -24,6 +24,9 @@ def check(as_json: bool) -> None:
         print_json({"source": registry.source, "providers": sorted(registry.providers), "classes": served})
         return
     say(f"fine: {registry.source}")
+    for name in registry.providers:
+        if not registry.classes_of(name):
+            say(f"provider {name} serves no class: name it under classes.<name>.serve")
     for name, models in served.items():
         click.echo(f"{name}: {', '.join(models) or 'nothing serves it'}")
 

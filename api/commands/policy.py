@@ -28,9 +28,17 @@ def policy() -> None:
 
 
 @policy.command()
+@click.option(
+    "--shipped", "of_package", is_flag=True, help="The one that comes with the package, whatever is in force."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(as_json: bool) -> None:
+def show(of_package: bool, as_json: bool) -> None:
     """Print the policy in force, as a policy.yaml that can be changed."""
+    if of_package and as_json:
+        raise click.UsageError("--shipped prints YAML")
+    if of_package:  # without a look at the file in force: the shell may just have emptied it for this very output
+        click.echo(shipped("default.yaml"), nl=False)
+        return
     settings = load_settings()
     rules = load_registry(settings).policy
     if as_json:
@@ -94,7 +102,15 @@ def _print(found: Explained) -> None:
 @click.argument("cases", required=False, type=click.Path(path_type=Path), metavar="[CASES]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def test(cases: Path | None, as_json: bool) -> None:
-    """Try CASES (YAML; without it the shipped ones) on the policy in force; exit 1 when one is not as expected."""
+    """Try CASES (YAML; without it the shipped ones) on the policy in force; exit 1 when one is not as expected.
+
+    \b
+    cases:
+      - job: {category: code, prompt: x, touches: [a.py, b.py]}
+        expect: {action: escalate, reasons: [many-files], privacy: lan_ok, detectors: []}
+
+    Of what is expected, only the action must be given. pad_to: N beside job fills its prompt up to N bytes.
+    """
     registry = load_registry(load_settings())
     text, source = (shipped(CASES), f"the shipped {CASES}") if cases is None else (read_text(cases), str(cases))
     tried = try_cases(registry, text, source)
@@ -104,7 +120,7 @@ def test(cases: Path | None, as_json: bool) -> None:
         print_json({"cases": len(tried), "wrong": [asdict(one) for one in wrong], "untried_rules": untried})
     else:
         for one in wrong:
-            click.echo(f"case {one.number}: {one.wrong}")
+            click.echo(f"case {one.number} ({one.category}): {one.wrong}")
         if untried:
             say(f"no case tries: {', '.join(untried)}")
         say(f"{len(tried) - len(wrong)} of {len(tried)} cases as expected, {registry.policy.label}")

@@ -20,7 +20,7 @@ from tasks.ledger import reading
 from tasks.ledger.endings import NO_LOCAL_SERVER
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.routing import Said
-from tasks.states import ANSWERED, TERMINAL
+from tasks.states import ANSWERED, TERMINAL, JobState
 
 #: seconds between two looks at the job: the first ones, and after a while
 POLL_FIRST_S, POLL_S, POLL_FIRST_FOR_S = 0.01, 0.05, 60.0
@@ -112,10 +112,21 @@ def _finish(job: Any, batch_id: str, form: str) -> int:
     elif job.state in ANSWERED:
         _print_output(job.output)
     sys.stdout.flush()
+    if job.state == JobState.ESCALATED:
+        say(
+            f"escalated: answered by {job.served_model} on {job.provider}"
+            + (f" ({job.escalation})" if job.escalation else "")
+        )
     if job.state in ANSWERED:
         return 0
-    say(f"{job.state}: {job.error_code}: {job.error_message}")
+    say(why_not(job))
     return 3 if job.error_code in JSON_ERRORS else 7 if job.error_code == NO_LOCAL_SERVER else 6
+
+
+def why_not(job: Any) -> str:
+    """Why a job was not done, in words."""
+    code = "" if job.error_code == job.state else f"{job.error_code}: "
+    return f"{job.state}: {code}{job.error_message}"
 
 
 def _print_output(output: bytes) -> None:

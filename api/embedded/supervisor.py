@@ -24,7 +24,6 @@ from tasks.config import config_path, load_registry
 from tasks.errors import PoolError
 from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database, open_ledger
-from tasks.privacy import Reach
 from tasks.registry import Registry, cloud_keys
 from tasks.settings import Settings
 
@@ -211,14 +210,13 @@ class Supervisor:
         if any(r.name == "simulator" for r in self.roles):
             return "the shipped simulator (no model server here serves every class; its answers are made up)"
         used = [p for p in registry.providers.values() if registry.classes_of(p.name)]
-        return ", ".join(f"{p.name} ({p.url or p.path})" for p in used) or "none was found yet"
+        return ", ".join(f"{p.name} ({p.where})" for p in used) or "none was found yet"
 
     def _add_workers(self, registry: Registry) -> None:
         self._keys = cloud_keys(registry)
         for name, provider in registry.providers.items():
             if registry.classes_of(name):
-                own = provider.api_key_env
-                keeps = self._keys if provider.reach is Reach.CLOUD else [own] if own else []
+                keeps = [provider.api_key_env] if provider.api_key_env else []
                 self._add(f"worker {name}", "worker", "--node", self.settings.node, "--provider", name, keeps=keeps)
             else:
                 log.warning("a provider serves no class", provider=name)

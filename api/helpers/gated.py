@@ -34,7 +34,8 @@ usage: anchor-offload <category> <prompt> [--touches f1 f2 …] [--for <audience
 
 llm-offload behind the policy. Exit 10 to 13, with ESCALATE and the reason on stderr: not for a local model.
 --touches takes every argument up to the next that begins with --. --escalate: what the policy disqualifies goes to
-the running pool's cloud worker, where there is one. --pool: as a job of the running pool.
+the running pool's cloud worker, where there is one; the flag says that the prompt may leave. --pool: as a job of the
+running pool.
 """
 OPTIONS = {
     "--touches": ALL,

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from api.commands.run import JSON_ERRORS, RUN_PRIORITY
+from api.commands.run import JSON_ERRORS, RUN_PRIORITY, why_not
 from api.commands.submit import dispatch_now, going_on
 from api.helpers.answers import FAILED, Answer, deliver, print_output, say
 from api.helpers.plan import shown
@@ -47,7 +47,7 @@ def answer(name: str, asked: Asked) -> int:
         return deliver(Answer(_text(job), job.served_model or "?", asked.category, tokens, duration_ms))
     if job.error_code in JSON_ERRORS:
         return deliver(Answer("", job.served_model or "?", asked.category, tokens, duration_ms, validated=False))
-    say(_why(job))
+    say(why_not(job))
     return FAILED
 
 
@@ -58,7 +58,7 @@ def ask_cloud(name: str, asked: Asked) -> int:
         return FAILED
     job = _done(pool, name, asked, Tier.CLOUD_OK)
     if job.state not in ANSWERED:
-        say(_why(job))
+        say(why_not(job))
         return FAILED
     return print_output(_text(job))
 
@@ -97,7 +97,3 @@ def _text(job: Any) -> str:
     """Text as it is; JSON and vectors as JSON."""
     value = orjson.loads(job.output)
     return value if isinstance(value, str) else job.output.decode()
-
-
-def _why(job: Any) -> str:
-    return f"{job.state}: {job.error_code}: {job.error_message}"

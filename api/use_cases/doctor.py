@@ -136,7 +136,7 @@ def _providers(registry: Registry, probes: dict[str, Probe], healthy: set[str]) 
 
 
 def _provider(provider: Provider, probe: Probe, *, has_worker: bool) -> Finding:
-    name, where = f"provider {provider.name}", provider.url or provider.command[0]
+    name, where = f"provider {provider.name}", provider.where
     if provider.api_key_env and not os.environ.get(provider.api_key_env):
         key = provider.api_key_env
         if has_worker and provider.reach is Reach.CLOUD:  # a cloud's key is in its worker's environment only

@@ -101,13 +101,17 @@ class Tried:
     """One case's outcome. wrong: in words, what was not as expected; empty when all was."""
 
     number: int
+    category: str
     wrong: str
 
 
 def try_cases(registry: Registry, text: str, source: str) -> list[Tried]:
     """Try a file of cases on the policy in force; raises ConfigError for a file that is none."""
     cases = understood(text, source, "cases", _cases)
-    return [Tried(i, "; ".join(_wrong(registry, case))) for i, case in enumerate(cases.cases, 1)]
+    return [
+        Tried(i, str(case.job.get("category")), "; ".join(_wrong(registry, case)))
+        for i, case in enumerate(cases.cases, 1)
+    ]
 
 
 def _cases(data: dict[str, Any]) -> Cases:

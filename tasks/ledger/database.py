@@ -33,7 +33,7 @@ class Database:
 
     def __init__(self, at: str | Path) -> None:
         self.engine = _engine(at)
-        self.path = Path(str(self.engine.url.database))
+        self.path = Path(str(self.engine.url.database).removeprefix("file:"))  # an address may be SQLite's own URI
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:

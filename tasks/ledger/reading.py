@@ -12,7 +12,7 @@ from sqlalchemy.engine import Row
 
 from tasks.errors import NotFound
 from tasks.ledger.database import Database
-from tasks.states import TERMINAL, JobState
+from tasks.states import ANSWERED, TERMINAL, JobState
 from tasks.tables import Audit, Batch, Job, Output, Worker
 
 #: results one page holds, and outputs read at once; an output may be 16 MB
@@ -79,10 +79,10 @@ def _names(rows: Any) -> list[str]:
 def _summary(c: Connection, batch_id: str, name: str, rows: list[Row[Any]]) -> CategorySummary:
     times = (
         select(jobs.c.duration_ms)
-        .where(jobs.c.batch_id == batch_id, jobs.c.category == name, jobs.c.state == JobState.DONE)
+        .where(jobs.c.batch_id == batch_id, jobs.c.category == name, jobs.c.state.in_(ANSWERED))
         .order_by(jobs.c.duration_ms)
     )
-    n = sum(r.n for r in rows if r.state == JobState.DONE)
+    n = sum(r.n for r in rows if r.state in ANSWERED)
 
     def at(share: float) -> float | None:
         return c.execute(times.limit(1).offset(min(n - 1, int(share * n)))).scalar() if n else None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from tasks.errors import ConfigError
 from tasks.policy import Action, Policy, Rule, When
 from tasks.registry import nearest
 from tasks.settings import Settings
@@ -89,7 +90,10 @@ def load_policy(settings: Settings | None, categories: Collection[str]) -> Polic
     path = policy_path(settings) if settings is not None else None
     if path is None:
         return parse_policy(shipped("default.yaml"), SHIPPED, categories)
-    return parse_policy(read_text(path), str(path), categories)
+    text = read_text(path)
+    if not text.strip():
+        raise ConfigError(f"{path}: is empty; remove it, or fill it: offload policy show --shipped > {path}")
+    return parse_policy(text, str(path), categories)
 
 
 def policy_path(settings: Settings) -> Path | None:

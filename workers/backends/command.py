@@ -70,7 +70,9 @@ class Command:
         if output is None:
             raise Permanent("output_too_large", f"{self._name}: the answer is over {MAX_OUTPUT_BYTES >> 20} MiB")
         if status != 0:
-            raise Transient("command_failed", f"{self._name}: the command ended with status {status}")
+            raise Transient(
+                "command_failed", f"{self._name}: the command ended with status {status}; its own words are not kept"
+            )
         return output.decode("utf-8", "replace")
 
     async def _started(self, folder: str) -> asyncio.subprocess.Process:

@@ -67,5 +67,8 @@ def command(host: str, port: int, models: tuple[str, ...], faults: tuple[str, ..
         given["faults"] = dict(map(_fault, faults))
     try:
         serve(SimulatorConfig.model_validate(given), host, port)
-    except (UsageError, ValidationError) as error:
+    except UsageError as error:
         raise click.UsageError(str(error)) from None
+    except ValidationError as error:
+        told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise click.UsageError("; ".join(told)) from None
