@@ -6,10 +6,11 @@ server is alive.  After a pause of the sweep itself the watch begins anew, so th
 
 from __future__ import annotations
 
+from tasks.categories import Category
 from tasks.ledger import reading, sweeping, ticks
 from tasks.ledger.database import Database
-from tasks.privacy import Reach
-from tasks.registry import Registry
+from tasks.privacy import Reach, Tier, permits, tightest
+from tasks.registry import CLOUD, Registry
 from tasks.settings import Times
 
 #: what a worker's health may be while it takes nothing for a moment
@@ -29,8 +30,13 @@ def _wanted(registry: Registry) -> list[str]:
     """The categories that go on, where there is a cloud to go to."""
     if not registry.has_cloud:
         return []
-    here = registry.categories.values()
-    return [c.name for c in here if c.on_failure == "escalate" and (c.kind != "embed" or registry.cloud_embeds)]
+    return [c.name for c in registry.categories.values() if c.on_failure == "escalate" and _may(c, registry)]
+
+
+def _may(category: Category, registry: Registry) -> bool:
+    """Whether the configuration, as it is by now, lets its jobs go to the cloud at all."""
+    tier = tightest(category.privacy, registry.privacy.default) or Tier.CLOUD_OK
+    return permits(tier, Reach.CLOUD) and (category.kind != "embed" or registry.embeds(CLOUD))
 
 
 def _dead(db: Database, registry: Registry, times: Times) -> list[str]:

@@ -18,7 +18,7 @@ import orjson
 
 from tasks.categories import AUDIT, Category
 from tasks.checks import same_label
-from tasks.privacy import Clearance, Reach, Tier, findings, permits
+from tasks.privacy import Clearance, Reach, Tier, findings, permits, tightest
 from tasks.registry import CLOUD, Registry
 from tasks.routing import Route
 from tasks.schemas import NewJob, prompt_text
@@ -70,6 +70,7 @@ class Audited:
     body: dict[str, Any]
     output: Any
     consent: dict[str, Any] | None = None
+    touches: tuple[str, ...] = ()
 
 
 def is_label(category: Category | None) -> bool:
@@ -89,9 +90,12 @@ def auditor(job: Audited, tier: Tier, registry: Registry) -> str | None:
 
 
 def tier_with_output(job: Audited, registry: Registry) -> Tier:
-    """The job's tier, tightened by what its output holds."""
+    """The job's tier, or what the configuration says by now where that is tighter; and what its output holds."""
     overruled = frozenset(job.consent["overruled"]) if job.consent else frozenset()
-    return Clearance(job.tier, overruled).tightened(findings(_shown(job.output), (), registry.markers))
+    category = registry.categories.get(job.category)
+    tier = tightest(job.tier, category.privacy if category else None, registry.privacy.default) or job.tier
+    found = findings(_shown(job.output), job.touches, registry.markers)
+    return Clearance(tier, overruled).tightened(found)
 
 
 def question(job: Audited, line: int, registry: Registry) -> NewJob | None:
@@ -107,8 +111,18 @@ def question(job: Audited, line: int, registry: Registry) -> NewJob | None:
         model=None,
         body=orjson.dumps(_body(job, registry)),
         prefix=None,
-        route=Route(model_class, tier, verdict={"action": "offload", "consent": job.consent} if job.consent else None),
+        route=Route(model_class, tier, verdict=_kept(job)),
     )
+
+
+def _kept(job: Audited) -> dict[str, Any]:
+    """What of the audited job's verdict holds for the question as well."""
+    kept: dict[str, Any] = {"action": "offload"}
+    if job.consent is not None:
+        kept["consent"] = job.consent
+    if job.touches:
+        kept["touches"] = list(job.touches)
+    return kept
 
 
 def _body(job: Audited, registry: Registry) -> dict[str, Any]:

@@ -164,8 +164,12 @@ def _check_reaches(name: str, model_class: ModelClass, providers: Mapping[str, P
             )
         if name == CLOUD and provider.reach is not Reach.CLOUD:
             raise Fault((*path, "provider"), f"class {CLOUD} is served by providers of reach cloud only")
-        if provider.kind == "ollama" and provider.reach is not Reach.CLOUD and is_cloud_name(serve.model):
+        if provider.kind in ("ollama", "openai") and provider.reach is not Reach.CLOUD and is_cloud_name(serve.model):
             raise Fault((*path, "model"), "runs on somebody else's machine: give its provider reach: cloud")
+        for limit in provider.limits:
+            if limit.unit not in ("requests", "tokens") and limit.unit not in provider.prices.get(serve.model, {}):
+                unpriced = f"provider {provider.name} has a limit of {limit.unit}, and no price of it for {serve.model}"
+                raise Fault((*path, "model"), unpriced)
 
 
 def _check_auditor(registry: Registry) -> None:

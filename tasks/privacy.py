@@ -159,10 +159,11 @@ def findings(text: str, touches: Sequence[str], markers: Markers) -> dict[str, T
 
 @dataclass(frozen=True, slots=True)
 class Clearance:
-    """What one request may do: its tier, and the detectors that a person's consent has overruled."""
+    """What one request may do: its tier, the detectors that a person's consent has overruled, what it touches."""
 
     tier: Tier = Tier.LOCAL_ONLY
     overruled: frozenset[str] = frozenset()
+    touches: tuple[str, ...] = ()
 
     def tightened(self, found: Mapping[str, Tier]) -> Tier:
         """The tier once findings that nobody overruled are taken in."""

@@ -140,7 +140,11 @@ class Provider(Strict):
     @model_validator(mode="after")
     def _limits_have_units(self) -> Provider:
         priced = {unit for units in self.prices.values() for unit in units}
+        seen: set[tuple[str, str]] = set()
         for limit in self.limits:
+            if (limit.unit, limit.per) in seen:
+                raise ValueError(f"limits: {limit.unit} a {limit.per} is limited twice")
+            seen.add((limit.unit, limit.per))
             if limit.unit not in {"requests", "tokens"} | priced:
                 raise ValueError(f"limits: no price says what a call costs of {limit.unit}; there are requests, tokens")
         return self

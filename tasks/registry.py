@@ -146,10 +146,9 @@ class Registry:
         """Whether disqualified work has somewhere to go."""
         return bool(self.classes[CLOUD].serve)
 
-    @cached_property
-    def cloud_embeds(self) -> bool:
-        """Whether class `cloud` can make embeddings."""
-        return any(self.providers[s.provider].kind in ("openai", "ollama") for s in self.classes[CLOUD].serve)
+    def embeds(self, model_class: str) -> bool:
+        """Whether a provider of a class can make embeddings."""
+        return any(self.providers[s.provider].kind in ("openai", "ollama") for s in self.classes[model_class].serve)
 
     @cached_property
     def models(self) -> frozenset[str]:
@@ -184,7 +183,7 @@ class Registry:
 
 def cloud_keys(registry: Registry, keeps: Provider | None = None) -> list[str]:
     """The variables that hold clouds' keys, but for one that provider `keeps` reads itself."""
-    names = {ANTHROPIC_KEY, "ANTHROPIC_AUTH_TOKEN"}
+    names = {ANTHROPIC_KEY, "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS"}
     names |= {p.api_key_env for p in registry.providers.values() if p.reach is Reach.CLOUD and p.api_key_env}
     return sorted(names - {keeps.api_key_env if keeps is not None else None})
 

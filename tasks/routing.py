@@ -93,8 +93,9 @@ def route(
     said = said_tier(asked, category, registry)
     tier = Clearance(said, overruled).tightened(found)
     to_cloud = verdict.action is Action.ESCALATE or registry.reaches.get(model_class) is Reach.CLOUD
-    hindrances = list(_hindrances(verdict, to_cloud, tier, said, category, registry))
-    kept = _kept(verdict, hindrances, found, consent)
+    destination = model_class if registry.reaches.get(model_class) is Reach.CLOUD else CLOUD
+    hindrances = list(_hindrances(verdict, destination, tier, said, category, registry)) if to_cloud else []
+    kept = _kept(verdict, hindrances, found, consent, asked.touches)
     if hindrances or verdict.action is Action.REFUSE:
         return Route(model_class, tier, JobState.REFUSED, None, kept)
     if verdict.action is Action.ESCALATE and registry.reaches.get(model_class) is not Reach.CLOUD:
@@ -103,18 +104,18 @@ def route(
 
 
 def _hindrances(
-    verdict: Verdict, to_cloud: bool, tier: Tier, said: Tier, category: Category, registry: Registry
+    verdict: Verdict, destination: str, tier: Tier, said: Tier, category: Category, registry: Registry
 ) -> Any:
-    """Why a job that only the cloud may do cannot go there, as (id, reason)."""
-    if not to_cloud or verdict.action is Action.REFUSE:
+    """Why a job that only the cloud may do cannot go to its class, as (id, reason)."""
+    if verdict.action is Action.REFUSE:
         return
     if not permits(tier, Reach.CLOUD):
         advice = "a detector tightened it" if tier is not said else _advice(said, category, registry)
         yield "privacy", f"only the cloud may do it, and the job is {tier} ({advice})"
-    if not registry.has_cloud:
-        yield "no-cloud", "only the cloud may do it, and no provider serves class cloud"
-    elif category.kind == "embed" and not registry.cloud_embeds:
-        yield "no-cloud", "only the cloud may do it, and no provider of class cloud makes embeddings"
+    if not registry.classes[destination].serve:
+        yield "no-cloud", f"only the cloud may do it, and no provider serves class {destination}"
+    elif category.kind == "embed" and not registry.embeds(destination):
+        yield "no-cloud", f"only the cloud may do it, and no provider of class {destination} makes embeddings"
 
 
 def _advice(said: Tier, category: Category, registry: Registry) -> str:
@@ -124,10 +125,18 @@ def _advice(said: Tier, category: Category, registry: Registry) -> str:
     return "its category says so" if category.privacy is said else "privacy: cloud_ok would let it go"
 
 
-def _kept(verdict: Verdict, hindrances: list[Any], found: dict[str, Tier], consent: Consent | None) -> dict[str, Any]:
+def _kept(
+    verdict: Verdict,
+    hindrances: list[Any],
+    found: dict[str, Tier],
+    consent: Consent | None,
+    touches: tuple[str, ...],
+) -> dict[str, Any]:
     kept: dict[str, Any] = {"action": verdict.action.value, "policy": verdict.policy}
     if reasons := [*verdict.reasons, *hindrances]:
         kept["reasons"] = [{"id": id_, "reason": reason} for id_, reason in reasons]
+    if touches:  # a folder that is marked later is still held against them
+        kept["touches"] = list(touches)
     if found:
         kept["detectors"] = {name: tier.value for name, tier in found.items()}
     if consent is not None:

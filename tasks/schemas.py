@@ -19,7 +19,7 @@ from tasks.categories import Category
 from tasks.errors import LineFault, UsageError
 from tasks.lines import JobLine, Message
 from tasks.openai_lines import OpenAIBody, OpenAIFormat, OpenAILine
-from tasks.privacy import Reach, Tier, permits
+from tasks.privacy import Reach, Tier, permits, tightest
 from tasks.registry import Registry, nearest
 from tasks.routing import Asked, Route, Said
 from tasks.validation import compile_schema
@@ -233,7 +233,7 @@ def _asked(line: JobLine, body: dict[str, Any], category: Category, said: Said) 
         touches=said.touches if line.touches is None else tuple(line.touches),
         audience=line.for_ or said.audience,
         security=said.security if line.security is None else line.security,
-        tier=Tier(line.privacy) if line.privacy else said.tier,
+        tier=tightest(Tier(line.privacy) if line.privacy else None, said.tier),
     )
 
 

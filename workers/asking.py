@@ -13,7 +13,7 @@ from tasks.categories import Category
 from tasks.errors import Permanent
 from tasks.ledger.claims import Claimed
 from tasks.privacy import Clearance, Reach, Tier, permits, tightest
-from tasks.registry import ModelClass, Registry, Serve
+from tasks.registry import CLOUD, ModelClass, Registry, Serve
 from tasks.schemas import prompt_text
 from workers.backends import Call, Timeouts
 
@@ -70,14 +70,18 @@ def ask(job: Claimed, registry: Registry, provider: str) -> Asked:
 def _clearance(job: Claimed, category: Category, registry: Registry) -> Clearance:
     """The tier stored at submit, or what the configuration says by now where that is tighter."""
     tier = tightest(Tier(job.tier), category.privacy, registry.privacy.default) or Tier(job.tier)
-    consent = orjson.loads(job.verdict).get("consent") if job.verdict and b'"consent"' in job.verdict else None
-    return Clearance(tier, frozenset(consent["overruled"]) if consent else frozenset())
+    if not job.verdict or not any(name in job.verdict for name in (b'"consent"', b'"touches"')):
+        return Clearance(tier)
+    kept = orjson.loads(job.verdict)
+    consent = kept.get("consent")
+    overruled = frozenset(consent["overruled"]) if consent else frozenset()
+    return Clearance(tier, overruled, tuple(kept.get("touches", ())))
 
 
 def _goes_on(category: Category, reach: Reach, tier: Tier, registry: Registry) -> bool:
     """Whether an answer that fails its checks sends the job on to class `cloud`."""
     wanted = category.on_failure == "escalate" and reach is not Reach.CLOUD and permits(tier, Reach.CLOUD)
-    return wanted and registry.has_cloud and (category.kind != "embed" or registry.cloud_embeds)
+    return wanted and registry.has_cloud and (category.kind != "embed" or registry.embeds(CLOUD))
 
 
 def _check_fits(body: dict[str, Any], prompt: str, category: Category, model_class: ModelClass, serve: Serve) -> None:

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -52,8 +52,7 @@ class Server:
 def ask(server: Server, question: Question) -> Reply:
     """Send one question, wait for its whole answer; raises CallError."""
     began = time.monotonic()
-    if server.kind == "ollama":
-        _must_be_local(server, question)
+    _must_be_local(server, question)
     path, body = (embedding if question.kind == "embed" else text)(server.kind, question)
     left = question.total_s - (time.monotonic() - began)
     status, raw = _exchange(server, "POST", path, json.dumps(body).encode(), question.connect_s, left)
@@ -78,16 +77,31 @@ def probe(server: Server) -> None:
 
 
 def _must_be_local(server: Server, question: Question) -> None:
-    """A model that runs on somebody else's machine can have any name (`ollama cp`), so it is looked up."""
-    status, raw = _exchange(server, "GET", "/api/tags", b"", question.connect_s, 2 * question.connect_s)
-    if status != 200:
-        raise _refusal(server, status)
-    rows = _object(server, raw).get("models")
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    seen = {str(row.get("name")): bool(row.get("remote_host")) for row in rows}
+    """A model that runs on somebody else's machine can have any name (`ollama cp`), so it is looked up.
+
+    An Ollama may stand behind kind `openai` too; other servers know no /api/tags.
+    """
     asked = question.model
-    if is_cloud_name(asked) or seen.get(asked, seen.get(f"{asked}:latest")):
+    if is_cloud_name(asked):
         raise _elsewhere(server, asked)
+    root = replace(server, url=server.url.rstrip("/").removesuffix("/v1"))
+    status, raw = _exchange(root, "GET", "/api/tags", b"", question.connect_s, 2 * question.connect_s)
+    if status != 200 and server.kind == "ollama":
+        raise _refusal(server, status)
+    rows = _rows(raw) if status == 200 else []
+    seen = {str(row.get("name")): bool(row.get("remote_host")) for row in rows}
+    if seen.get(asked, seen.get(f"{asked}:latest")):
+        raise _elsewhere(server, asked)
+
+
+def _rows(raw: bytes) -> list[dict[str, Any]]:
+    """The models that a reply of /api/tags lists; none of another reply."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return []
+    rows = value.get("models") if isinstance(value, dict) else None
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _elsewhere(server: Server, model: str) -> CallError:

@@ -53,8 +53,9 @@ def submit(
 ) -> None:
     """Submit FILE (JSONL; - is stdin) and print the batch's id.
 
-    All lines are checked first: if one is wrong, every fault is shown and nothing is submitted. What --touches, --for,
-    --security and --privacy say holds for lines that say nothing themselves; --consent holds for all.
+    All lines are checked first: if one is wrong, every fault is shown and nothing is submitted. What --touches, --for
+    and --security say holds for lines that say nothing themselves, --privacy for those that are no tighter, --consent
+    for all.
     """
     if key is not None and not 1 <= len(key) <= 200:
         raise click.UsageError("--idempotency-key has 1 to 200 characters")

@@ -105,6 +105,7 @@ def _audited(row: Row[Any]) -> Audited:
         body=orjson.loads(row.body),
         output=orjson.loads(row.output),
         consent=kept.get("consent"),
+        touches=tuple(kept.get("touches", ())),
     )
 
 

@@ -104,7 +104,7 @@ def _why(state: JobState) -> tuple[Any, Any]:
     """The error of a job that ends like this: code and message."""
     if state is JobState.CANCELLED:
         return state.value, "the batch was cancelled"
-    homeless = and_(jobs.c.tier == Tier.LOCAL_ONLY, jobs.c.state != JobState.RUNNING)
+    homeless = and_(jobs.c.tier == Tier.LOCAL_ONLY, jobs.c.fence == 0)  # nobody ever claimed it
     return (
         case((homeless, NO_LOCAL_SERVER), else_=state.value),
         case(

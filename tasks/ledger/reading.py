@@ -12,6 +12,7 @@ from sqlalchemy.engine import Row
 
 from tasks.errors import NotFound
 from tasks.ledger.database import Database
+from tasks.privacy import TIERS_OF, Reach
 from tasks.states import ANSWERED, TERMINAL, JobState
 from tasks.tables import Audit, Batch, Job, Output, Worker
 
@@ -110,6 +111,21 @@ def waiting_by_class(db: Database, batch_id: str) -> dict[str, dict[str, int]]:
         for model_class, state, n in c.execute(query):
             found.setdefault(model_class, {})[state] = n
     return found
+
+
+def all_held_back(db: Database, batch_id: str, model_class: str, reaches: Sequence[str]) -> bool:
+    """Whether the batch's queued jobs of a class may go to none of these reaches."""
+    if not reaches:
+        return False
+    tiers = {tier for reach in reaches for tier in TIERS_OF[Reach(reach)]}
+    query = (
+        select(jobs.c.tier)
+        .where(jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.state == JobState.QUEUED)
+        .distinct()
+    )
+    with db.read() as c:
+        waiting = set(c.execute(query).scalars())
+    return bool(waiting) and not waiting & tiers
 
 
 def last_error(db: Database, batch_id: str, model_class: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from tasks import sampling
+from tasks.registry import CLOUD
 from tasks.sampling import FIRST, MORE_OFTEN
 from tasks.schemas import NewJob
 from tasks.states import JobState
@@ -26,7 +27,7 @@ strata = Stratum.__table__  # type: ignore[attr-defined]
 
 def add_samples(c: Connection, batch_id: str, added: Sequence[tuple[int, NewJob]]) -> None:
     """Note those of the jobs just added, in submit order, that may be audited when they are done."""
-    wanted = [(i, job) for i, job in added if job.audit > 0 and job.route.state is JobState.QUEUED]
+    wanted = [(i, job) for i, job in added if job.audit > 0 and job.route.state is JobState.QUEUED and _is_local(job)]
     if not wanted:
         return
     salt: bytes = c.execute(select(pool.c.salt)).scalar_one()
@@ -59,6 +60,11 @@ def drop_samples(c: Connection, job_ids: Sequence[int]) -> None:
 _Key = tuple[str, str, str]
 
 
+def _is_local(job: NewJob) -> bool:
+    """Whether a local model is meant to do it: what the cloud does is not audited."""
+    return job.route.escalated_from is None and job.route.model_class != CLOUD
+
+
 def _key(job: NewJob) -> _Key:
     return job.category, job.model_class, job.template
 
@@ -73,22 +79,24 @@ def _stratum_id(key: _Key, there: dict[str, int]) -> str:
 
 def _strata(c: Connection, keys: set[_Key]) -> dict[str, int]:
     """The strata of these jobs, made where they are new: id -> how many of its first were seen."""
-    seen: dict[str, int] = {}
-    for key in sorted(keys):
-        found = _seen(c, key)
-        if found is None:
-            many = c.execute(select(func.count()).select_from(strata)).scalar_one() >= MOST_STRATA
-            key = (*key[:2], OTHERS) if many else key
-            found = _seen(c, key) if many else None
-            if found is None:
-                category, model_class, template = key
-                c.execute(
-                    insert(strata).values(id=_id(key), category=category, model_class=model_class, template=template)
-                )
-        seen[_id(key)] = found or 0
-    return seen
+    others = {(*key[:2], OTHERS) for key in keys}
+    seen = _seen(c, {*keys, *others})
+    room = MOST_STRATA - c.execute(select(func.count()).select_from(strata)).scalar_one()
+    new = [key for key in sorted(keys) if _id(key) not in seen]
+    if len(new) > room:  # beyond it, templates of one category and class share a stratum
+        shared = {(*key[:2], OTHERS) for key in new[max(0, room) :]}
+        new = new[: max(0, room)] + [key for key in sorted(shared) if _id(key) not in seen]
+    if new:
+        rows = [{"id": _id(k), "category": k[0], "model_class": k[1], "template": k[2]} for k in new]
+        c.execute(insert(strata), rows)
+    return seen | dict.fromkeys(map(_id, new), 0)
 
 
-def _seen(c: Connection, key: _Key) -> int | None:
-    seen: int | None = c.execute(select(strata.c.seen).where(strata.c.id == _id(key))).scalar()
-    return seen
+def _seen(c: Connection, keys: set[_Key]) -> dict[str, int]:
+    """Those of the strata that are there."""
+    ids = sorted(map(_id, keys))
+    found: dict[str, int] = {}
+    for start in range(0, len(ids), 500):
+        query = select(strata.c.id, strata.c.seen).where(strata.c.id.in_(ids[start : start + 500]))
+        found.update(c.execute(query).all())
+    return found

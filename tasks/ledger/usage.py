@@ -54,11 +54,11 @@ def _check(c: Connection, provider: Provider, window: Window, shares: Mapping[st
         raise Busy("limit_reached", f"{provider.name} is {why}", min(window.ends - now, LOOK_AGAIN_S))
 
 
-def correct(db: Database, provider: Provider, model: str, held: Reservation, tokens_in: int, tokens_out: int) -> None:
-    """Put what a call really took in its reservation's place."""
+def correct(db: Database, provider: Provider, model: str, held: Reservation, actual: tuple[int, int] | None) -> None:
+    """Put what a call really took, (tokens in, tokens out), in its reservation's place; None: it was not sent."""
     if not held:
         return
-    shares = costs(provider, model, tokens_in, tokens_out)
+    shares = costs(provider, model, *actual) if actual is not None else {}
     with db.write(durable=False) as c:
         for window, reserved in held:
             _add(c, provider.name, window, shares.get(window.limit.unit, 0.0) - reserved)
@@ -81,7 +81,7 @@ def _ordinary(provider: Provider, window: Window) -> float:
     """What a call of nobody's limits takes at least, or the whole window where that is less."""
     unit = window.limit.unit
     shares = [costs(provider, model, 0, EXPECTED_OUT).get(unit, 0.0) for model in provider.prices or ("",)]
-    return min(window.limit.most, *(share for share in shares if share > 0))
+    return min([window.limit.most, *(share for share in shares if share > 0)])
 
 
 def _add(c: Connection, provider: str, window: Window, amount: float) -> None:

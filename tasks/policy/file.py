@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 from collections.abc import Collection
@@ -25,8 +26,9 @@ SHIPPED = "the shipped policy"
 def _glob(glob: str) -> str:
     if not glob.strip() or not glob.isprintable():
         raise ValueError("a glob is one line of text with something in it")
-    if glob.count("[") != glob.count("]") or "[]" in glob:
-        raise ValueError("the glob's [ and ] do not fit together")
+    pattern = fnmatch.translate(glob)
+    if r"\[" in pattern or r"\]" in pattern or "(?!)" in pattern:  # taken for plain characters, or matching nothing
+        raise ValueError("the glob's [ and ] do not fit together, or match nothing")
     return glob
 
 

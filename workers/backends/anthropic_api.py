@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -25,7 +27,8 @@ from typing import Any
 import anthropic
 import httpx2
 
-from tasks.errors import CallError, Misconfigured, Offline, Permanent, Transient
+from tasks.errors import CallError, ConfigError, Misconfigured, Offline, Permanent, Transient
+from tasks.privacy import Reach
 from workers.backends import Call, Health, Probe, Reply
 from workers.backends.border import Border
 from workers.backends.refusals import midstream, refusal
@@ -45,6 +48,15 @@ class Anthropic:
     """A provider of kind `anthropic`; url is the API's root."""
 
     def __init__(self, url: str, name: str, api_key: str | None, border: Border) -> None:
+        if border.reach is not Reach.CLOUD:  # its sockets are the package's own, so nothing else would hold them
+            raise ConfigError(f"{name}: a provider of kind anthropic has reach cloud")
+        for logger in (
+            "anthropic",
+            "httpx2",
+            "httpcore2",
+        ):  # their debug lines hold prompts, whatever ANTHROPIC_LOG says
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        os.environ.pop("ANTHROPIC_CUSTOM_HEADERS", None)  # the package would send them
         self._name = name
         self._border = border
         self._has_key = bool(api_key)
@@ -113,6 +125,8 @@ class Anthropic:
             raise Transient("malformed", f"{self._name}: the reply has an unexpected shape") from None
         except httpx2.HTTPError as error:
             raise _unconnected(self._name, error) from None
+        except ValueError:  # an event that is no JSON, or no UTF-8
+            raise malformed(self._name) from None
 
 
 def _unconnected(name: str, cause: BaseException | None) -> CallError:

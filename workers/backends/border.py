@@ -1,8 +1,9 @@
 """The border of a provider: what may be sent to it, and which addresses it may be at.
 
-Everything that carries a prompt out of this process passes here: `admit` looks at each request as it is about to be
-sent, and the sockets it goes through are made here, only to addresses within the provider's declared reach, whatever
-a name resolves to.  Requests follow no redirect and no proxy (base.py), so there is no other way out.
+Everything that carries a prompt out of a worker passes `admit`, which looks at each request as it is about to be sent.
+The sockets of Ollama's and OpenAI's protocols are made here as well, only to addresses within the provider's declared
+reach, whatever a name resolves to; a provider of kind anthropic or a command may be anywhere, and is a cloud unless a
+command is declared nearer.  No redirect and no proxy is followed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Border:
             return
         tier = clearance.tier
         if permits(tier, self.reach):
-            tier = clearance.tightened(findings("\n".join(texts(request)), (), self.markers))
+            tier = clearance.tightened(findings("\n".join(texts(request)), clearance.touches, self.markers))
         if not permits(tier, self.reach):
             raise OutOfReach(tier, f"the job is {tier} and provider {name} is {self.reach}; nothing was sent")
 

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.errors import Permanent
-from tasks.privacy import Reach, is_cloud_name
+from tasks.privacy import Reach
 from workers.backends import Call, Probe, Reply, recognise
 from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border
-from workers.backends.refusals import midstream, refusal
+from workers.backends.locality import Locality
+from workers.backends.refusals import midstream
 from workers.backends.streams import JsonLines, WholeBody, incomplete, malformed, vectors
 
 #: OpenAI's name of a generation parameter → Ollama's option; what is not here Ollama does not have
@@ -49,18 +50,20 @@ class Ollama:
         self._http = Http(url, name, api_key, border)
         self._name = name
         self._is_cloud = border.reach is Reach.CLOUD
-        #: the names in /api/tags when it was last looked at: whether each runs on this machine
-        self._runs_here: dict[str, bool] = {}
+        self._locality = Locality(name, self._http.get)
 
     async def call(self, call: Call) -> Reply:
         """Send one request; Permanent `not_local` for a model on somebody else's machine."""
-        await self._must_be_local(call.model, call.timeouts.connect)
+        if not self._is_cloud:
+            await self._locality.check(call.model, call.timeouts.connect)
         if call.kind == "embed":
             return await self._embed(call)
-        answer = _Answer(self._name, call.model, self._is_cloud)
+        answer = _Answer(self._name, call.model)
         chat = call.kind == "chat"
         path, body = ("/api/chat", chat_body(call)) if chat else ("/api/generate", text_body(call))
-        return answer.reply(await self._http.post(path, body, answer, call.timeouts, call.clearance))
+        times = await self._http.post(path, body, answer, call.timeouts, call.clearance)
+        self._check_served(call.model, answer.last)
+        return answer.reply(times)
 
     async def probe(self) -> Probe:
         """Ask /api/tags and /api/ps; models that run elsewhere are left out."""
@@ -73,36 +76,20 @@ class Ollama:
 
     async def _ask(self, path: str) -> Answer:
         answer = await self._http.get(path, PROBE_TIMEOUT)
-        if path == "/api/tags":
-            self._remember(answer)
+        if path == "/api/tags" and answer.status == 200:
+            self._locality.remember(answer)
         return answer
 
-    async def _must_be_local(self, model: str, seconds: float) -> None:
-        """A remote model can have any name (`ollama cp`), so a name not seen yet is looked up."""
-        if self._is_cloud:
-            return
-        here = not is_cloud_name(model) and self._seen(model)
-        if here is None:
-            tags = await self._http.get("/api/tags", seconds)
-            if tags.status != 200:
-                raise refusal(self._name, tags.status, {}, tags.body)
-            self._remember(tags)
-            here = self._seen(model)
-        if here is False:  # None: it does not have this model, and will say so itself
-            raise Permanent("not_local", f"{self._name}: {model} does not run on this machine")
-
-    def _remember(self, tags: Answer) -> None:
-        here, elsewhere = recognise.ollama_names(tags)
-        self._runs_here = dict.fromkeys(here, True) | dict.fromkeys(elsewhere, False)
-
-    def _seen(self, model: str) -> bool | None:
-        seen = self._runs_here
-        return seen.get(model, seen.get(f"{model}:latest"))
+    def _check_served(self, model: str, last: Mapping[str, Any]) -> None:
+        """A reply may say that another machine gave it; what was sent is gone, and nothing more follows it."""
+        if last.get("remote_host") and not self._is_cloud:
+            raise self._locality.elsewhere(model)
 
     async def _embed(self, call: Call) -> Reply:
         body = {"model": call.model, "input": call.inputs, "truncate": False, "options": options(call)}
         whole = WholeBody(self._name)
         times = await self._http.post("/api/embed", body, whole, call.timeouts, call.clearance)
+        self._check_served(call.model, whole.value)
         rows = vectors(whole.value.get("embeddings"), len(call.inputs), self._name)
         return Reply(call.model, vectors=rows, **_measures(whole.value, times))
 
@@ -110,16 +97,15 @@ class Ollama:
 class _Answer:
     """Reads the NDJSON of one chat or completion."""
 
-    def __init__(self, name: str, model: str, may_be_remote: bool) -> None:
+    def __init__(self, name: str, model: str) -> None:
         self.started = False
-        self._may_be_remote = may_be_remote
         self.complete = False
         self._name = name
         self._model = model
         self._served: Any = None  #: what the server says it was
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._last: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}
         lines = JsonLines(self._take, name)
         self.feed = lines.feed
         self._end = lines.end
@@ -147,14 +133,12 @@ class _Answer:
             self._reasoning.append(thought)
             self.started = True
         if part.get("done"):
-            self._last = part
+            self.last = part
             self._served = part.get("model")
             self.complete = True
 
     def reply(self, times: Times) -> Reply:
         """What was answered."""
-        if self._last.get("remote_host") and not self._may_be_remote:
-            raise Permanent("not_local", f"{self._name}: {self._model} does not run on this machine")
         try:
             text, reasoning = "".join(self._text), "".join(self._reasoning)
         except TypeError:
@@ -163,8 +147,8 @@ class _Answer:
             self._served if isinstance(self._served, str) and self._served else self._model,
             text,
             reasoning,
-            finish_reason=str(self._last.get("done_reason") or "stop"),
-            **_measures(self._last, times),
+            finish_reason=str(self.last.get("done_reason") or "stop"),
+            **_measures(self.last, times),
         )
 
 

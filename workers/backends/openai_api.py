@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.privacy import Reach, is_cloud_name
 from workers.backends import Call, Probe, Reply
 from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border
+from workers.backends.locality import Locality
 from workers.backends.recognise import recognise
 from workers.backends.refusals import midstream
 from workers.backends.streams import ServerSentEvents, WholeBody, incomplete, malformed, parse, vectors
@@ -41,9 +43,14 @@ class OpenAI:
         self._http = Http(root, name, api_key, border)
         self._prefix = base[len(root) :]
         self._name = name
+        self._is_cloud = border.reach is Reach.CLOUD
+        self._is_ollama = False  #: by its last probe; such a server may have models that run elsewhere
+        self._locality = Locality(name, self._http.get)
 
     async def call(self, call: Call) -> Reply:
         """Send one request and read its whole reply; raises CallError."""
+        if not self._is_cloud and (self._is_ollama or is_cloud_name(call.model)):
+            await self._locality.check(call.model, call.timeouts.connect)
         if call.kind == "embed":
             return await self._embed(call)
         answer = _Answer(self._name, call.model)
@@ -52,7 +59,9 @@ class OpenAI:
 
     async def probe(self) -> Probe:
         """Recognise the server and ask it what it has loaded."""
-        return await recognise(self._ask)
+        probe = await recognise(self._ask)
+        self._is_ollama = probe.server == "ollama"
+        return probe
 
     async def aclose(self) -> None:
         """Close every connection."""

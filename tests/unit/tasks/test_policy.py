@@ -96,7 +96,7 @@ FAULTS = {
     ),
     "a bad glob": (
         "version: 1\nrules:\n  - id: a\n    reason: r\n    action: refuse\n    when:\n      touches: ['ok', '*[a*']",
-        "policy.yaml:7: rules.0.when.touches.1: Value error, the glob's [ and ] do not fit together",
+        "policy.yaml:7: rules.0.when.touches.1: Value error, the glob's [ and ] do not fit together, or match nothing",
     ),
     "two rules of one id": (
         "version: 1\nrules:\n  - {id: a, reason: r, action: refuse, when: {security: true}}\n"

@@ -45,7 +45,7 @@ def openai_reply(*chunks: bytes) -> Reply:
 
 def ollama_reply(*chunks: bytes) -> Reply:
     """What the Ollama backend makes of these chunks."""
-    reader = ollama_api._Answer("p", "m", may_be_remote=False)
+    reader = ollama_api._Answer("p", "m")
     for chunk in chunks:
         reader.feed(chunk)
     reader.end()
@@ -189,13 +189,6 @@ def test_an_older_llama_cpp_names_its_field_error() -> None:
     with pytest.raises(Transient) as raised:
         openai_reply(delta(content="hi"), b'error: {"code":500,"message":"x","type":"server_error"}\n\n')
     assert raised.value.code == "midstream_error"
-
-
-def test_a_remote_answer_is_no_local_one() -> None:
-    """An Ollama that answers from its cloud is found out even then."""
-    with pytest.raises(Permanent) as raised:
-        ollama_reply(b'{"response":"hi","done":true,"remote_host":"https://ollama.com"}')
-    assert raised.value.code == "not_local"
 
 
 def test_a_line_of_many_chunks_costs_no_square() -> None:

@@ -52,7 +52,7 @@ def test_estimates_are_corrected(ledger: Ledger) -> None:
     held = reserve(ledger.db, tokens, "m", 500, 500)
     with pytest.raises(Busy):
         reserve(ledger.db, tokens, "m", 1, 0)
-    correct(ledger.db, tokens, "m", held, 100, 50)
+    correct(ledger.db, tokens, "m", held, (100, 50))
     reserve(ledger.db, tokens, "m", 850, 0)
     with pytest.raises(Busy):
         reserve(ledger.db, tokens, "m", 1, 0)
