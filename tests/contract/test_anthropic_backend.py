@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -253,3 +256,23 @@ def test_what_the_protocol_cannot_say_fails_that_job(messages: list[dict[str, An
         answer(Call("chat", "claude-sim", messages=messages, clearance=LEAVES))
     with pytest.raises(Permanent):
         answer(Call("embed", "claude-sim", inputs=["x"], clearance=LEAVES))
+
+
+def test_the_packages_own_logging_shows_no_prompt() -> None:
+    """With ANTHROPIC_LOG=debug, and a root logger that writes everything, nothing of a prompt is shown."""
+    code = (
+        "import logging, sys; logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
+        "import asyncio\n"
+        "from tests.contract import test_anthropic_backend as t\n"
+        f"print(asyncio.run(t._one({SECRET!r})))\n"
+    )
+    environment = os.environ | {"ANTHROPIC_LOG": "debug", "ANTHROPIC_CUSTOM_HEADERS": "x-leak: yes"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    assert "x-leak" not in done.stdout
+
+
+async def _one(prompt: str) -> int:
+    async with opened() as (_, backend):
+        return len((await backend.call(chat(prompt))).text)

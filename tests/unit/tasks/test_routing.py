@@ -205,3 +205,51 @@ def test_the_users_own_markers(text: str, touches: tuple[str, ...], found: set[s
     """A word counts as a word, case aside; a folder counts for paths under it and where a text names it."""
     markers = Markers({"CONFIDENTIAL": Tier.LAN_OK}, {"/srv/clients": Tier.LOCAL_ONLY})
     assert set(markers.found(text, touches)) == found
+
+
+OWN_CLOUD = """
+providers:
+  - {name: home, kind: ollama, url: "http://127.0.0.1:1"}
+  - {name: agent, kind: command, command: [agent]}
+classes:
+  small: {serve: [{provider: home, model: m}]}
+  agents: {serve: [{provider: agent, model: a}]}
+categories:
+  errand: {class: agents, privacy: cloud_ok}
+"""
+
+
+def routed(text: str, line: dict[str, Any], said: Said = Said()) -> NewJob:  # noqa: B008  a value, never changed
+    job = parse_line(orjson.dumps(line), 1, parse(text, "offload.yaml"), said)
+    assert isinstance(job, NewJob), job
+    return job
+
+
+def test_a_cloud_class_of_the_users_own_needs_no_class_cloud() -> None:
+    """Asked for by category or by name, it is where the job goes."""
+    assert routed(OWN_CLOUD, {"category": "errand", "prompt": "x"}).route.state is JobState.QUEUED
+    named = {"category": "summarize", "prompt": "x", "model": "agents", "privacy": "cloud_ok"}
+    job = routed(OWN_CLOUD, named)
+    assert (job.route.state, job.model_class) == (JobState.QUEUED, "agents")
+    refused = routed(OWN_CLOUD, {"category": "summarize", "prompt": "x", "privacy": "cloud_ok", "security": True})
+    assert refused.route.state is JobState.REFUSED
+
+
+def test_a_line_does_not_loosen_what_the_submit_says() -> None:
+    """Of --privacy and a line's own tier the tighter counts."""
+    line = {"category": "summarize", "prompt": "x", "privacy": "cloud_ok"}
+    assert routed("{}", line, Said(tier=Tier.LOCAL_ONLY)).route.tier is Tier.LOCAL_ONLY
+    assert routed("{}", line | {"privacy": "local_only"}, Said(tier=Tier.CLOUD_OK)).route.tier is Tier.LOCAL_ONLY
+
+
+def test_what_was_tightened_after_submit_holds_for_audits_and_touched_paths() -> None:
+    """A category that became private is not shown to a cloud, and a folder marked later is held against its paths."""
+    now = parse(
+        "categories: {summarize: {privacy: local_only}}\nprivacy: {roots: {/srv/clients: local_only}}", "offload.yaml"
+    )
+    job = Audited(1, "summarize", "small", "m", Tier.CLOUD_OK, {"prompt": "x"}, "fine")
+    assert tier_with_output(job, now) is Tier.LOCAL_ONLY
+    before = routed("{}", {"category": "code", "prompt": "x", "touches": ["/srv/clients/a.py"], "privacy": "cloud_ok"})
+    clearance = ask(claimed(before), now, "ollama").call.clearance
+    with pytest.raises(OutOfReach):
+        Border(Reach.CLOUD, now.markers).admit("p", clearance, "x")
