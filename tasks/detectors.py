@@ -100,19 +100,19 @@ _SECRET_PATH = (
 
 def detect(text: str) -> tuple[str, ...]:
     """The names of the detectors that find something, in TIER_OF's order."""
-    plain = _plain(text)
-    lower = plain.lower()
-    long = _lines_with(_LONG, plain)
-    return tuple(name for name in TIER_OF if _DETECTORS[name](long if name in _ON_LONG_LINES else plain, lower))
+    read = plain(text)
+    lower = read.lower()
+    long = _lines_with(_LONG, read)
+    return tuple(name for name in TIER_OF if _DETECTORS[name](long if name in _ON_LONG_LINES else read, lower))
 
 
 def names_secret(path: str) -> bool:
     """Whether a path by its name holds secrets: keys, key stores, environment files, logins."""
-    folded = _plain(path).strip(" \t\r\n\"'`").replace("\\", "/").rstrip("/").lower()
+    folded = plain(path).strip(" \t\r\n\"'`").replace("\\", "/").rstrip("/").lower()
     return bool(re.match(_SECRET_PATH, folded))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` without invisible characters, and with plain blanks, dashes, quotes and full-width letters."""
     return text if text.isascii() else re.sub(_ODD, lambda match: _usual(match[0]), text)
 

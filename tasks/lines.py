@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-TouchedPath = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+TouchedPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"\S")]
 LineId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tasks.detectors import TIER_OF, detect, names_secret
+from tasks.detectors import TIER_OF, detect, names_secret, plain
 
 
 class Tier(StrEnum):
@@ -115,6 +115,7 @@ class Markers:
 
     def found(self, text: str, touches: Sequence[str] = ()) -> dict[str, Tier]:
         """`marker:WORD` or `root:FOLDER` -> tier."""
+        text = plain(text)  # as detectors read it: a soft hyphen hides no word
         folded = text.casefold()
         found = {f"marker:{w}": t for w, t in self.words.items() if w.casefold() in folded and _is_word(w, text)}
         for root, tier in self.roots.items():
@@ -177,11 +178,12 @@ NOT_CLEARED = Clearance()
 
 
 def texts(value: object) -> Iterable[str]:
-    """Every string in a JSON value, keys left out: what of a request a detector reads."""
+    """Every string in a JSON value, keys too (a schema's are the user's words): what of a request a detector reads."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield str(key)
             yield from texts(item)
     elif isinstance(value, list | tuple):
         for item in value:

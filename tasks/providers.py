@@ -25,8 +25,13 @@ def _base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         fits = _HOST.fullmatch(parts.hostname or "") and parts.port != 0
+        named = parts.username is not None or parts.password is not None
     except ValueError:  # a port beyond 65535, a bracket left open
-        fits = None
+        fits, named = None, False
+    if named:
+        raise ValueError("holds a name or a password; a key comes from the environment: api_key_env")
+    if fits and parts.hostname in ("0.0.0.0", "::"):
+        raise ValueError(f"{parts.hostname} is where a server listens, not where it is; for this machine say 127.0.0.1")
     if not fits or not url.isprintable() or set(url) & set(" ?#"):
         raise ValueError("expected http://HOST or http://HOST:PORT, with a port of 1 to 65535")
     return url
@@ -38,6 +43,12 @@ _HOST = re.compile(r"[\w-]+(\.[\w-]+)*\.?|[0-9a-f.]*:[0-9a-f:.]*(%\w+)?")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_base_url)]
 Context = Annotated[int, Field(ge=256, le=MAX_CONTEXT)]
+
+
+def _argument(word: str) -> str:
+    if "\0" in word:
+        raise ValueError("holds a NUL character")
+    return word
 
 
 def _zone(name: str) -> str:
@@ -89,7 +100,7 @@ class Provider(Strict):
     path: Path | None = Field(None, description="gguf: the model file")
     slots: int = Field(4, ge=1, le=256, description="gguf: requests served at once")
     context: Context = Field(DEFAULT_CONTEXT, description="gguf: tokens per slot")
-    command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    command: tuple[Annotated[str, Field(min_length=1), AfterValidator(_argument)], ...] = Field(
         (), description="command: the program and its arguments; the prompt comes on its standard input"
     )
     limits: tuple[Limit, ...] = Field((), description="at a limit, jobs wait")

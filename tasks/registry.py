@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tasks.categories import AUDIT, Category
+from tasks.detectors import plain
 from tasks.policy import Policy
 from tasks.privacy import Markers, Reach, Tier
 from tasks.providers import ANTHROPIC_KEY, DEFAULT_CONTEXT, MAX_CONTEXT, Context, Name, Provider, Strict
@@ -98,12 +99,30 @@ DEFAULT_CLASSES: dict[str, ModelClass] = {
 }
 
 
+def _marker(word: str) -> str:
+    if not plain(word).strip():
+        raise ValueError("a marker has something in it")
+    return word
+
+
+def _root(folder: str) -> str:
+    if not folder.strip() or not folder.replace("\\", "/").strip("/.") or not folder.isprintable():
+        raise ValueError("names no folder of its own; for everything there is privacy.default")
+    return folder
+
+
+Marker = Annotated[str, AfterValidator(_marker)]
+Root = Annotated[str, AfterValidator(_root)]
+
+
 class PrivacySettings(Strict):
     """What the configuration says of privacy."""
 
     default: Tier | None = Field(None, description="the tier of jobs of which nothing else is said; lan_ok without it")
-    markers: dict[str, Tier] = Field(default_factory=dict, description="a word, case aside -> the tier it tightens to")
-    roots: dict[str, Tier] = Field(default_factory=dict, description="a folder -> the tier its paths tighten to")
+    markers: dict[Marker, Tier] = Field(
+        default_factory=dict, description="a word, case aside -> the tier it tightens to"
+    )
+    roots: dict[Root, Tier] = Field(default_factory=dict, description="a folder -> its tier")
 
     @property
     def marked(self) -> Markers:

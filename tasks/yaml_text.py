@@ -25,10 +25,18 @@ class Fault(Exception):
         self.path = path
 
 
+#: bytes of a file, and values in it once every alias is followed: far beyond what people write
+MOST_BYTES, MOST_VALUES = 1024 * 1024, 20_000
+
+
 def read_text(path: Path) -> str:
     """A file's text; ConfigError where it cannot be read."""
     try:
-        return path.read_text("utf-8")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is no file")
+        if path.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{path}: is larger than {MOST_BYTES >> 20} MiB")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from None
 
@@ -52,6 +60,8 @@ def understood(text: str, source: str, expected: str, build: Callable[[dict[str,
 def _loaded(text: str, source: str) -> tuple[yaml.Node | None, Any]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _size(root, {}) > MOST_VALUES:
+            raise ConfigError(f"{source}: holds more than {MOST_VALUES} values")
         data = yaml.safe_load(text) or {}
         _check_keys_differ(root, source)
     except yaml.YAMLError as error:
@@ -59,9 +69,27 @@ def _loaded(text: str, source: str) -> tuple[yaml.Node | None, Any]:
         where = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "cannot be parsed"
         raise ConfigError(f"{source}{where}: not YAML: {reason}") from None
-    except (ValueError, RecursionError) as error:  # an impossible date, nesting without end
-        raise ConfigError(f"{source}: not YAML: {type(error).__name__}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nests too deeply, or within itself") from None
+    except ValueError as error:  # an impossible date
+        raise ConfigError(f"{source}: not YAML: {error}") from None
     return root, data
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """The values that a node stands for, each alias counted as what it names; RecursionError for one within itself."""
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise RecursionError
+        return known[id(node)]
+    known[id(node)] = -1
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _check_keys_differ(node: yaml.Node | None, source: str) -> None:

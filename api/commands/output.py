@@ -21,11 +21,15 @@ from api.use_cases.watching import Progress
 LINE_EVERY_S = 10.0
 
 
+#: seconds; nobody waits longer than ten years
+MOST_SECONDS = 10 * 365 * 24 * 3600.0
+
+
 class Seconds(click.FloatRange):
     """A time that ends: zero or more, finite."""
 
     def __init__(self) -> None:
-        super().__init__(min=0)
+        super().__init__(min=0, max=MOST_SECONDS)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = float(super().convert(value, param, ctx))

@@ -112,7 +112,10 @@ def test(cases: Path | None, as_json: bool) -> None:
     Of what is expected, only the action must be given. pad_to: N beside job fills its prompt up to N bytes.
     """
     registry = load_registry(load_settings())
-    text, source = (shipped(CASES), f"the shipped {CASES}") if cases is None else (read_text(cases), str(cases))
+    if cases is None:
+        text, source = shipped(CASES), f"the shipped {CASES}"
+    else:
+        text, source = (sys.stdin.read(), "stdin") if str(cases) == "-" else (read_text(cases), str(cases))
     tried = try_cases(registry, text, source)
     untried = untried_rules(registry, text, source)
     wrong = [one for one in tried if one.wrong]

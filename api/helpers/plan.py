@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from api.helpers import kept
+from tasks import policy
 from tasks.errors import UsageError
 from tasks.privacy import Markers, Reach, Tier
 from workers.straight import Server
@@ -90,9 +91,9 @@ def in_force() -> Plan:
     found = kept.read(KEPT)
     if found.get("key") == key:
         try:
-            return understood(found)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            pass  # damaged: made anew
+            return _whole(understood(found))
+        except Exception:
+            pass  # damaged, in whichever way: made anew
     from api.helpers.making import plain_plan  # all of the configuration: 20 times slower
 
     plain = plain_plan()
@@ -109,6 +110,15 @@ def understood(plain: dict[str, Any]) -> Plan:
         Markers(**markers),
         plain["policy"],
     )
+
+
+def _whole(plan: Plan) -> Plan:
+    """The plan, if all of it can be used; raises whatever is wrong with it."""
+    policy.from_plain(plan.policy)
+    servers = [way.server for way in plan.ways.values() if way.server is not None]
+    if DEFAULT not in plan.ways or not all(isinstance(server.url, str) for server in servers):
+        raise ValueError
+    return plan
 
 
 def _way(name: str, plain: dict[str, Any]) -> Way:

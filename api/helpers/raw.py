@@ -11,6 +11,7 @@ exit  meaning
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def guarded(name: str, work: Callable[[], int]) -> int:
     """Do something; every error becomes one message and its exit code."""
+    _open_streams()
     try:
         return work()
     except KeyboardInterrupt:
@@ -72,6 +74,13 @@ def guarded(name: str, work: Callable[[], int]) -> int:
     except Exception as error:  # its words may hold a prompt
         say(f"{name}: unexpected {type(error).__name__}")
         return FAILED
+
+
+def _open_streams() -> None:
+    """A stream that the caller has closed is as one that is empty, or that nobody reads."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  it lives as long as we do
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -49,7 +49,11 @@ def explain(registry: Registry, line: dict[str, Any], said: Said = NOTHING) -> E
 
 def routed(registry: Registry, line: dict[str, Any], said: Said = NOTHING) -> Route:
     """A job line's route; raises InputError with its faults."""
-    job = parse_line(orjson.dumps(line), 1, registry, said)
+    try:
+        raw = orjson.dumps(line, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    except TypeError as error:  # YAML can say what JSON cannot: dates, sets, bytes
+        raise InputError([LineFault(0, "", f"is no JSON ({error})")]) from None
+    job = parse_line(raw, 1, registry, said)
     if isinstance(job, list):
         raise InputError([LineFault(0, f.field, f.reason) for f in job])
     return job.route

@@ -37,7 +37,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(min_length=1, max_length=200)]
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("expected one line of text")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_one_line)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1)]
 Globs = Annotated[
     tuple[Annotated[Text, AfterValidator(_glob)], ...], BeforeValidator(_listed), Field(min_length=1, max_length=500)
@@ -83,7 +89,7 @@ class PolicyModel(_Model):
     """policy.yaml as it is written."""
 
     name: Text = "policy"
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, strict=True)
     rules: tuple[RuleModel, ...]
 
 

@@ -135,3 +135,18 @@ def test_what_is_no_text_fails_that_job(tmp_path: Path) -> None:
     for call in (Call("chat", "m", messages=image, clearance=LEAVES), Call("embed", "m", inputs=["x"])):
         with pytest.raises(Permanent):
             run(program(tmp_path, "print(1)"), call)
+
+
+def test_one_that_leaves_something_running_has_answered(tmp_path: Path) -> None:
+    """A program that has ended is not waited for longer because what it started holds its pipe."""
+    code = "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True); print('done', p.pid)"
+    word, pid = run(program(tmp_path, code), chat("x", seconds=60)).text.split()
+    assert word == "done"
+    psutil.Process(int(pid)).kill()
+
+
+def test_it_is_told_nothing_of_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No OFFLOAD_ variable reaches it: Redis's address holds a password."""
+    monkeypatch.setenv("OFFLOAD_REDIS_URL", "redis://:word@127.0.0.1/0")
+    code = "import os; print([name for name in os.environ if name.startswith('OFFLOAD')])"
+    assert run(program(tmp_path, code), chat("x")).text == "[]"

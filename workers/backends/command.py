@@ -26,6 +26,8 @@ from workers.backends.border import Border
 
 #: bytes of one answer
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+#: seconds between two looks whether a silent program has ended
+LOOK_S = 0.5
 #: seconds that the end of a killed program is waited for: one that has left its group may hold its pipe
 END_S = 5.0
 
@@ -80,6 +82,7 @@ class Command:
             return await asyncio.create_subprocess_exec(
                 *self._argv,
                 cwd=folder,
+                env={k: v for k, v in os.environ.items() if not k.startswith("OFFLOAD_")},  # Redis's password is there
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -118,7 +121,7 @@ async def _talk(process: asyncio.subprocess.Process, prompt: bytes) -> bytes | N
     writing = asyncio.create_task(_write(process.stdin, prompt))
     output = bytearray()
     try:
-        while chunk := await process.stdout.read(1 << 16):
+        while chunk := await _next(process, process.stdout):
             output += chunk
             if len(output) > MAX_OUTPUT_BYTES:
                 return None
@@ -127,6 +130,18 @@ async def _talk(process: asyncio.subprocess.Process, prompt: bytes) -> bytes | N
         with contextlib.suppress(asyncio.CancelledError):
             await writing
     return bytes(output)
+
+
+async def _next(process: asyncio.subprocess.Process, stdout: asyncio.StreamReader) -> bytes:
+    """The next bytes; none at the end, or once the program has ended and only what it left behind holds its pipe."""
+    while True:
+        ended = process.returncode is not None
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await stdout.read(1 << 16)
+        except TimeoutError:
+            if ended:
+                return b""
 
 
 async def _write(stdin: asyncio.StreamWriter, prompt: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -115,6 +116,27 @@ FAULTS = {
         "version: 1\nrules:\n  - {id: a, reason: r, action: allow, when: {security: true}}",
         "policy.yaml:3: rules.0.action: Input should be 'escalate' or 'refuse'",
     ),
+    "a glob that matches nothing": (
+        "version: 1\nrules:\n  - {id: a, reason: r, action: refuse, when: {touches: '[z-a]'}}",
+        "policy.yaml:3: rules.0.when.touches.0: Value error, the glob's [ and ] do not fit together, or match nothing",
+    ),
+    "a reason of two lines": (
+        'version: 1\nrules:\n  - {id: a, reason: "r\\ns", action: refuse, when: {security: true}}',
+        "policy.yaml:3: rules.0.reason: Value error, expected one line of text",
+    ),
+    "a version that is no number": (
+        "version: true\nrules: []",
+        "policy.yaml:1: version: Input should be a valid integer",
+    ),
+    "a bomb of aliases": (
+        "a: &a [1, 1]\n" + "\n".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise("abcdefg")),
+        "policy.yaml: holds more than",
+    ),
+    "a bomb of merges": (
+        "a: &a {x: 1}\n" + "\n".join(f"{b}: &{b} {{<<: [{', '.join(['*' + a] * 9)}]}}" for a, b in pairwise("abcdefg")),
+        "policy.yaml: holds more than",
+    ),
+    "itself within itself": ("a: &a [*a]", "policy.yaml: nests too deeply, or within itself"),
     "no mapping": ("- 1", "policy.yaml:1: expected a mapping with name, version, rules"),
     "no YAML": ("a: [", "policy.yaml:1: not YAML"),
 }

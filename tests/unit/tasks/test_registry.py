@@ -171,6 +171,45 @@ FAULTS = {
         "providers:\n  - {name: a, kind: openai, url: 'http://x', path: /x}",
         "2: providers.0: Value error, a provider of kind openai has a url and no path",
     ),
+    "a password in the url": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://jo:word@127.0.0.1'}",
+        "2: providers.0.url: Value error, holds a name or a password; a key comes from the environment",
+    ),
+    "where a server listens": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://0.0.0.0:11434'}",
+        "2: providers.0.url: Value error, 0.0.0.0 is where a server listens",
+    ),
+    "a public address declared lan": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://8.8.8.8', reach: lan}",
+        "2: providers.0: Value error, its address has reach cloud, and it is declared lan",
+    ),
+    "a lan address declared nothing": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://192.168.1.5:11434'}",
+        "2: providers.0: Value error, its address has reach lan, and it is declared local; say reach: lan",
+    ),
+    "a class of two reaches": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://127.0.0.1'}\n"
+        "  - {name: b, kind: ollama, url: 'http://10.0.0.1', reach: lan}\n"
+        "classes:\n  small:\n    serve: [{provider: a, model: m}, {provider: b, model: m}]",
+        "6: classes.small.serve.1.provider: b is lan and a is local; a class is of one reach",
+    ),
+    "a cloud that is none": (
+        "providers:\n  - {name: a, kind: ollama, url: 'http://127.0.0.1'}\n"
+        "classes:\n  cloud: {serve: [{provider: a, model: m}]}",
+        "4: classes.cloud.serve.0.provider: class cloud is served by providers of reach cloud only",
+    ),
+    "a model that runs elsewhere": (
+        "providers:\n  - {name: a, kind: openai, url: 'http://127.0.0.1/v1'}\n"
+        "classes:\n  small: {serve: [{provider: a, model: 'gpt-oss:120b-cloud'}]}",
+        "4: classes.small.serve.0.model: runs on somebody else's machine",
+    ),
+    "a model without its price": (
+        "providers:\n  - name: c\n    kind: anthropic\n    limits: [{unit: usd, per: day, most: 1}]\n"
+        "    prices: {a: {usd: {request: 1}}}\nclasses:\n  cloud: {serve: [{provider: c, model: b}]}",
+        "7: classes.cloud.serve.0.model: provider c has a limit of usd, and no price of it for b",
+    ),
+    "a marker of nothing": ("privacy: {markers: {' ': lan_ok}}", "1: privacy.markers. .[key]: Value error, a marker"),
+    "a root of everything": ("privacy: {roots: {/: lan_ok}}", "1: privacy.roots./.[key]: Value error, names no folder"),
     "two of one name": (
         TWO + "  - {name: gpu1, kind: ollama, url: 'http://x'}",
         "4: providers.2.name: two providers are named 'gpu1'",

@@ -194,6 +194,7 @@ def test_nothing_public_is_near(address: ipaddress.IPv4Address | ipaddress.IPv6A
     [
         ("this is confidential.", (), {"marker:CONFIDENTIAL"}),
         ("unconfidentially said", (), set()),
+        ("this is CONFI\u00adDEN\u200bTIAL", (), {"marker:CONFIDENTIAL"}),
         ("see /srv/clients/acme/notes", (), {"root:/srv/clients"}),
         ("see /srv/clients-old/notes", (), set()),
         ("", ("/srv/other/../clients/a.py",), {"root:/srv/clients"}),
@@ -253,3 +254,14 @@ def test_what_was_tightened_after_submit_holds_for_audits_and_touched_paths() ->
     clearance = ask(claimed(before), now, "ollama").call.clearance
     with pytest.raises(OutOfReach):
         Border(Reach.CLOUD, now.markers).admit("p", clearance, "x")
+
+
+def test_the_names_in_a_schema_are_read_as_well() -> None:
+    """A schema goes out with its property names, so a detector reads them at submit and at the border."""
+    line = {
+        "category": "extract", "prompt": "x", "privacy": "cloud_ok",
+        "schema": {"type": "object", "properties": {"jo.doe@acme-corp.com": {"type": "string"}}},
+    }  # fmt: skip
+    assert routed("{}", line).route.tier is Tier.LAN_OK
+    with pytest.raises(OutOfReach):
+        Border(Reach.CLOUD).admit("p", Clearance(Tier.CLOUD_OK), {"schema": line["schema"]})
