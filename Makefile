@@ -16,7 +16,7 @@ demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 test: setup  ## the quick suite: unit, contract, integration
 	@$(PY) -m pytest -q -n 2 --dist loadfile tests/unit tests/contract tests/integration
 
-acceptance: setup  ## the README's own commands, and a batch of twenty thousand jobs
+acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches
 	@$(PY) -m pytest -q tests/acceptance
 
 lint: setup  ## ruff, mypy, import-linter
