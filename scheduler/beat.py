@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.queues import AUDIT, SCHEDULER_QUEUE, SWEEP
+from tasks.queues import RUN_AUDIT, SCHEDULER_QUEUE, SWEEP
 from tasks.settings import Times
 
 
@@ -23,7 +23,7 @@ def table(times: Times) -> tuple[Periodic, ...]:
     """Everything that beat sends."""
     return (
         Periodic(SWEEP, times.sweep, times.sweep, "leases, lost slices and deadlines; it ends by filling the windows"),
-        Periodic(AUDIT, times.audit, times.audit, "second opinions on finished jobs: chosen, asked for, taken in"),
+        Periodic(RUN_AUDIT, times.audit, times.audit, "second opinions on finished jobs: chosen, asked for, taken in"),
     )
 
 

@@ -16,7 +16,7 @@ from scheduler.redis_keys import mend
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError
 from tasks.ledger.database import Database, open_ledger
-from tasks.queues import AUDIT, SCHEDULER_QUEUE, SWEEP
+from tasks.queues import RUN_AUDIT, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
 from tasks.settings import Settings
 
@@ -73,7 +73,7 @@ def _register(app: Celery, db: Database, broker: redis.Redis, settings: Settings
         if found:
             log.info("sweep", **found)
 
-    @app.task(name=AUDIT, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
+    @app.task(name=RUN_AUDIT, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_audit() -> None:
         counts = audit.run_once(db, registry)
         if any(counts.values()):

@@ -14,7 +14,7 @@ RUN_SLICE = "workers.run_slice"
 #: the queue of everything that beat sends
 SCHEDULER_QUEUE = "scheduler"
 SWEEP = "scheduler.sweep"
-AUDIT = "scheduler.audit"
+RUN_AUDIT = "scheduler.audit"
 
 QUEUE_PREFIX = "offload."
 

@@ -195,6 +195,16 @@ def test_a_probe_says_whether_the_key_is_good_and_spends_nothing(given: str, hea
     asyncio.run(run())
 
 
+def test_a_server_of_this_protocol_alone_is_probed_too() -> None:
+    """The list of models is part of the protocol."""
+
+    async def run() -> None:
+        async with opened(protocols=("anthropic",)) as (_, backend):
+            assert (await backend.probe()).health is Health.HEALTHY
+
+    asyncio.run(run())
+
+
 def test_without_a_key_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that is not set is said; none is taken from elsewhere in the environment."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "another")

@@ -171,4 +171,17 @@ async def count_tokens(sim: Simulator, request: web.BaseRequest) -> web.Response
     return at_once(orjson.dumps({"input_tokens": MESSAGES.count(body, sim.config)}), JSON)
 
 
-ROUTES: PlainRoutes = {("POST", "/v1/messages/count_tokens"): count_tokens}
+def models_page(sim: Simulator) -> web.Response:
+    """The list of models, all on one page."""
+    when = "2026-01-01T00:00:00Z"
+    entries = [{"type": "model", "id": n, "display_name": n, "created_at": when} for n in sim.config.models]
+    ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
+    return at_once(orjson.dumps({"data": entries, "has_more": False, **ends}), JSON)
+
+
+async def models(sim: Simulator, request: web.BaseRequest) -> web.Response:
+    """GET /v1/models, where only this protocol is spoken."""
+    return models_page(sim)
+
+
+ROUTES: PlainRoutes = {("POST", "/v1/messages/count_tokens"): count_tokens, ("GET", "/v1/models"): models}

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from workers.simulator import anthropic_routes
 from workers.simulator.answers import fits
 from workers.simulator.asks import (
     Ask,
@@ -228,17 +229,11 @@ def _packed(vector: Vector) -> str:
 async def models(sim: Simulator, request: web.BaseRequest) -> web.Response:
     """GET /v1/models, in Anthropic's shape for its clients."""
     if "anthropic-version" in request.headers:
-        entries = [_anthropic_model(name) for name in sim.config.models]
-        ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
-        return at_once(orjson.dumps({"data": entries, "has_more": False, **ends}), JSON)
+        return anthropic_routes.models_page(sim)
     data = [
         {"id": name, "object": "model", "created": 1767225600, "owned_by": "simulator"} for name in sim.config.models
     ]
     return at_once(orjson.dumps({"object": "list", "data": data}), JSON)
-
-
-def _anthropic_model(name: str) -> dict[str, str]:
-    return {"type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z"}
 
 
 async def health(sim: Simulator, request: web.BaseRequest) -> web.Response:

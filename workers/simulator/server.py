@@ -85,7 +85,7 @@ class _Router:
         self._plain: PlainRoutes = dict(control_routes.ROUTES)
         for name in sim.config.protocols:
             dialects, plain = _ROUTES[name]
-            self._plain |= plain
+            self._plain = plain | self._plain  # of a route that two protocols have, the first one's, which knows both
             self._dialects |= {dialect.path: dialect for dialect in dialects}
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
