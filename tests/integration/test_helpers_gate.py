@@ -30,7 +30,7 @@ def simulator() -> Iterator[BackgroundSimulator]:
 def home(tmp_path: Path, simulator: BackgroundSimulator) -> Home:
     """A home whose every class the simulator serves."""
     simulator.reset()
-    return Home(tmp_path / "home", simulated(simulator.url))
+    return Home(tmp_path / "home", simulated(simulator.url), in_here=True)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def server() -> Iterator[PlainServer]:
 @pytest.fixture
 def plain(tmp_path: Path, server: PlainServer) -> Home:
     """A home whose every class that server serves."""
-    return Home(tmp_path / "plain", simulated(server.url))
+    return Home(tmp_path / "plain", simulated(server.url), in_here=True)
 
 
 def test_a_faulty_configuration(home: Home) -> None:
