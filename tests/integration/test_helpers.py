@@ -36,7 +36,7 @@ def simulator() -> Iterator[BackgroundSimulator]:
 def home(tmp_path: Path, simulator: BackgroundSimulator) -> Home:
     """A home whose every class the simulator serves."""
     simulator.reset()
-    return Home(tmp_path / "home", simulated(simulator.url))
+    return Home(tmp_path / "home", simulated(simulator.url), in_here=True)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def server() -> Iterator[PlainServer]:
 @pytest.fixture
 def plain(tmp_path: Path, server: PlainServer) -> Home:
     """A home whose every class that server serves."""
-    return Home(tmp_path / "plain", simulated(server.url))
+    return Home(tmp_path / "plain", simulated(server.url), in_here=True)
 
 
 def sent(simulator: BackgroundSimulator) -> int:
@@ -242,3 +242,14 @@ def test_prompts_from_stdin_and_with_dashes(plain: Home, server: PlainServer) ->
     ):
         assert plain.llm(*arguments, stdin=stdin).code == 0
         assert server.requests[-1][2]["messages"][-1]["content"] == prompt
+
+
+def test_the_installed_executables_are_these_programs(simulator: BackgroundSimulator, tmp_path: Path) -> None:
+    """`llm-offload` and `anchor-offload` as a script calls them: the same codes, stdout and stderr lines."""
+    home = Home(tmp_path / "home", simulated(simulator.url))
+    ran = home.llm("summarize", "Reverie is a Rust local-first memory layer.")
+    assert (ran.code, ran.stdout.count(b"\n")) == (0, 1)
+    assert LINE.fullmatch(ran.stderr)
+    ran = home.anchor("code", "implement auth", "--touches", "src/auth/jwt.rs")
+    assert (ran.code, ran.stdout, ran.stderr) == (10, b"", "ESCALATE: security path\n")
+    assert home.anchor("summarize", "-", stdin=b"A note.").code == 0
