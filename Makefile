@@ -14,7 +14,7 @@ demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 	@sh ops/demo.sh
 
 test: setup  ## the quick suite: unit, contract, integration
-	@$(PY) -m pytest -q -n 2 --dist loadfile tests/unit tests/contract tests/integration
+	@$(PY) -m pytest -q -n 2 --dist loadfile tests/integration tests/contract tests/unit  # the long files first
 
 acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches
 	@$(PY) -m pytest -q tests/acceptance
