@@ -97,7 +97,7 @@ def _reason(pool: Pool, batch_id: str, name: str, states: dict[str, int], worker
     if not is_running(pool):
         return "the pool is not running: offload up"
     if reading.all_held_back(pool.db, batch_id, name, [w.reach for w in serving]):
-        return "no server is near enough: the jobs are tighter than where class " + f"{name} runs"
+        return f"no server is near enough: the jobs may not go as far as class {name} reaches"
     if not serving:
         return f"no live worker serves class {name}: offload doctor"
     if not any(w.consuming for w in serving):

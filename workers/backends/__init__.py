@@ -1,4 +1,6 @@
-"""One file per protocol behind one small seam; the one place that opens a connection to a model.
+"""One file per protocol behind one small seam; the one place where a worker opens a connection to a model.
+
+The helpers' straight way, which may load none of this, has workers/straight.py.
 
 A backend turns a `Call` into one HTTP exchange and its reply into a `Reply`, or raises a `CallError`
 that says what the loop must do next (errors.py draws the tree).  It keeps no state between calls that an
@@ -10,6 +12,7 @@ one call row.
     foreign.py       the border where aiohttp's and httpx's errors become CallErrors
     refusals.py      which status, and which error inside a stream, is which CallError
     streams.py       chunks of bytes → lines → server-sent events or JSON lines
+    locality.py      whether an Ollama's models run on its own machine
     recognise.py     which model server answers at an address, and how it is
     ollama_api.py    Ollama's native /api/chat, /api/generate and /api/embed
     openai_api.py    chat, completions and embeddings as vLLM, llama-swap, llama.cpp and LM Studio speak them

@@ -106,6 +106,7 @@ class _Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._finish = "stop"
+        self._chosen = False  #: a choice has come, empty as it may be
         self._usage: dict[str, Any] = {}
         events = ServerSentEvents(self._take, name)
         self.feed = events.feed
@@ -119,7 +120,7 @@ class _Answer:
 
     def _take(self, data: bytes) -> None:
         if data.strip() == b"[DONE]":
-            self.complete = True
+            self.complete = self._chosen  # an end without a beginning is no answer
             return
         event = parse(data, self._name)
         if event.get("error") or event.get("object") == "error":
@@ -134,6 +135,7 @@ class _Answer:
             raise malformed(self._name) from None
 
     def _choice(self, choice: dict[str, Any]) -> None:
+        self._chosen = True
         # `message` comes from a server that does not stream, `text` from /completions
         part = choice.get("delta") or choice.get("message") or {}
         if text := part.get("content") or choice.get("text"):
