@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, case, delete, insert, null, select, update
+from sqlalchemy.engine import Row
 
 from tasks.errors import StaleWorker
 from tasks.ledger.database import Database
@@ -57,6 +59,25 @@ class Claimed:
     escalated: bool = False
 
 
+#: what a claim reads of a job
+_OF_JOB = (
+    jobs.c.id,
+    jobs.c.fence,
+    jobs.c.batch_id,
+    jobs.c.category,
+    jobs.c.model_class,
+    jobs.c.model,
+    jobs.c.priority,
+    jobs.c.attempts,
+    jobs.c.crashes,
+    jobs.c.tier,
+    jobs.c.verdict,
+    jobs.c.escalated_from,
+    jobs.c.rank,
+    jobs.c.line,
+)
+
+
 def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started: bool) -> list[Claimed]:
     """Take the jobs of a slice: dispatched → running, fence + 1, in one statement.
 
@@ -78,46 +99,32 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 in_company=False,
                 slice_id=None,
             )
-            .returning(
-                jobs.c.id,
-                jobs.c.fence,
-                jobs.c.batch_id,
-                jobs.c.category,
-                jobs.c.model_class,
-                jobs.c.model,
-                jobs.c.priority,
-                jobs.c.attempts,
-                jobs.c.crashes,
-                jobs.c.tier,
-                jobs.c.verdict,
-                jobs.c.escalated_from,
-                jobs.c.rank,
-                jobs.c.line,
-            )
+            .returning(*_OF_JOB)
         ).all()
         c.execute(delete(slices).where(slices.c.id == slice_id))
         ids = [row.id for row in taken]
         query = select(bodies.c.job_id, bodies.c.body).where(bodies.c.job_id.in_(ids))
         texts: dict[int, bytes] = {row.job_id: row.body for row in c.execute(query)}
     taken = sorted(taken, key=lambda row: (row.rank, row.line))
-    return [
-        Claimed(
-            id=r.id,
-            fence=r.fence,
-            batch_id=r.batch_id,
-            category=r.category,
-            model_class=r.model_class,
-            model=r.model,
-            priority=r.priority,
-            attempts=r.attempts,
-            crashes=r.crashes,
-            body=texts[r.id],
-            tier=r.tier,
-            verdict=r.verdict,
-            escalated=r.escalated_from is not None,
-        )
-        for r in taken
-    ]
+    return [_claimed(row, texts[row.id]) for row in taken]
+
+
+def _claimed(row: Row[Any], body: bytes) -> Claimed:
+    return Claimed(
+        id=row.id,
+        fence=row.fence,
+        batch_id=row.batch_id,
+        category=row.category,
+        model_class=row.model_class,
+        model=row.model,
+        priority=row.priority,
+        attempts=row.attempts,
+        crashes=row.crashes,
+        body=body,
+        tier=row.tier,
+        verdict=row.verdict,
+        escalated=row.escalated_from is not None,
+    )
 
 
 def mark_started(db: Database, held: Iterable[Claimed]) -> None:
