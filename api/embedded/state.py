@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tasks.errors import PoolError
 from tasks.settings import Settings
@@ -20,36 +20,37 @@ def _lock_path(settings: Settings) -> Path:
 
 @contextmanager
 def held_lock(settings: Settings) -> Iterator[Callable[[], bool]]:
-    """Be the one supervisor of this home; raises PoolError when there is one. The lock ends with the process.
+    """Be the one supervisor of this home; raises PoolError when there is one.
+
+    The lock ends with the process and not before, so that `offload down` returns when nothing of the pool is left.
 
     Gives a function that says whether the lock's file is still the one that others would look at.
     """
     try:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # one that is there keeps its mode
         settings.run_dir.mkdir(exist_ok=True, mode=0o700)
-        file = _lock_path(settings).open("a+")
+        lock = os.open(_lock_path(settings), os.O_RDWR | os.O_CREAT, 0o600)  # never closed: the kernel does at the end
     except OSError as error:
         raise PoolError(f"OFFLOAD_HOME {settings.home} cannot be used: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PoolError(
-                f"a pool is running in {settings.home} already (pid {running_pid(settings) or '?'}); "
-                "`offload status` shows it, `offload down` stops it"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield lambda: _is_file(file, _lock_path(settings))
-        finally:
-            settings.pool_file.unlink(missing_ok=True)
-
-
-def _is_file(file: IO[str], path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise PoolError(
+            f"a pool is running in {settings.home} already (pid {running_pid(settings) or '?'}); "
+            "`offload status` shows it, `offload down` stops it"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    try:
+        yield lambda: _is_file(lock, _lock_path(settings))
+    finally:
+        settings.pool_file.unlink(missing_ok=True)
+
+
+def _is_file(opened: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
     except OSError:
         return False
 
