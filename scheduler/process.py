@@ -15,7 +15,8 @@ from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError
-from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.database import Database
+from tasks.ledger.schema import open_ledger
 from tasks.queues import RUN_AUDIT, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
 from tasks.settings import Settings

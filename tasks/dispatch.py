@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Select, delete, exists, func, insert, null, or_, select, update
+from sqlalchemy import Connection, Select, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.errors import BrokerDown
-from tasks.ledger.claims import put_back
-from tasks.ledger.database import Database
+from tasks.ledger.claims import put_back, requeue
+from tasks.ledger.database import DISPATCH_LOCK, Database, retried
 from tasks.privacy import TIERS_OF, Reach
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
@@ -70,12 +70,14 @@ def fill(db: Database, sender: SliceSender, reaches: Mapping[str, Reach], times:
     return sum(one.jobs for one in chosen)
 
 
+@retried
 def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Sent]:
     with db.read() as c:  # most looks end here, without the write lock
         now = db.now(c)
         if not _queues(c, _named(reaches, _live_workers(c, now - times.worker_gone)), now):
             return []
     with db.write(durable=False) as c:
+        db.alone(c, DISPATCH_LOCK)
         now = db.now(c)
         live = _live_workers(c, now - times.worker_gone)
         furthest = _named(reaches, live)
@@ -215,12 +217,7 @@ def _take_back_lower(c: Connection, name: str, priority: int, wanted: int) -> in
         ids.append(row.id)
         freed += row.jobs
     if ids:
-        c.execute(
-            update(jobs)
-            .where(jobs.c.slice_id.in_(ids), jobs.c.state == JobState.DISPATCHED)
-            .values(state=JobState.QUEUED, slice_id=null())
-        )
-        c.execute(delete(slices).where(slices.c.id.in_(ids)))
+        requeue(c, ids)
     return freed
 
 
@@ -262,7 +259,8 @@ def _due(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
     found: list[tuple[int, int]] = []
     for tier in queue.tiers:
         query = _queued(queue, batch_id).where(jobs.c.tier == tier, jobs.c.crashes == 0)
-        found += [(row.rank, row.id) for row in c.execute(query.order_by(jobs.c.rank, jobs.c.id).limit(size))]
+        query = query.order_by(jobs.c.rank, jobs.c.id).limit(size).with_for_update(skip_locked=True)
+        found += [(row.rank, row.id) for row in c.execute(query)]
     return [job_id for _, job_id in sorted(found)[:size]]
 
 
@@ -272,6 +270,7 @@ def _suspects(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[in
     if c.execute(select(out)).scalar():
         return []
     waiting = _queued(queue, batch_id).where(jobs.c.tier.in_(queue.tiers))
-    rows = c.execute(waiting.order_by(jobs.c.crashes, jobs.c.id).limit(size)).all()
+    waiting = waiting.order_by(jobs.c.crashes, jobs.c.id).limit(size).with_for_update(skip_locked=True)
+    rows = c.execute(waiting).all()
     alike = [row.id for row in rows if row.crashes == rows[0].crashes]
     return alike[: suspect_slice(rows[0].crashes, size)] if rows else []

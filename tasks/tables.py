@@ -5,8 +5,10 @@ batches ──< jobs ──1 bodies      what was asked
               │  ├─1 samples     that it may be audited when it is done, while nobody has looked
               │  └─1 audits      the second opinion on it
               ├──< calls         one row a request to a backend
+dependencies  which batches a batch waits for
 slices        jobs of one class that one message carries by reference, while unclaimed
 workers       one row a worker: what it serves, how much it takes, when it was last seen
+nodes         what people want of a node; one that nobody said anything of has no row
 strata        jobs of one kind, and the state of their sequential test
 usage         what a provider's calls took of its limits, by window
 events        what people should know: alarms
@@ -18,11 +20,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
+
+#: ids that are counted up: 64 bits on both databases (SQLite counts up INTEGER only, which has them)
+BIG = BigInteger().with_variant(Integer, "sqlite")
 
 #: the condition of ix_jobs_out; a query uses that index only when it says just this
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
+IN_SLICE = text("slice_id IS NOT NULL")
 
 
 class Batch(SQLModel, table=True):
@@ -41,6 +47,8 @@ class Batch(SQLModel, table=True):
     finished_at: float | None = None
     deadline_at: float
     cancelled_at: float | None = None
+    paused_at: float | None = None  #: dispatch sends nothing of it
+    retry_of: str | None = Field(default=None, foreign_key="batches.id", index=True)  #: whose lines these are again
     served_at: float = 0  #: when dispatch last took from it; fair turns
     idempotency_key: str | None = Field(default=None, unique=True)
     body_hash: str | None = None  #: what the key was used for
@@ -54,6 +62,15 @@ class Batch(SQLModel, table=True):
     expired: int = 0
 
 
+class Dependency(SQLModel, table=True):
+    """A batch whose jobs wait until another one has ended."""
+
+    __tablename__ = "dependencies"
+
+    batch_id: str = Field(primary_key=True, foreign_key="batches.id")
+    needs: str = Field(primary_key=True, foreign_key="batches.id", index=True)
+
+
 class Job(SQLModel, table=True):
     """One request: one row from submit to end."""
 
@@ -61,17 +78,11 @@ class Job(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("batch_id", "line", name="uq_jobs_line"),
         Index("ix_jobs_queue", "batch_id", "model_class", "state", "tier", "rank"),
-        Index("ix_jobs_slice", "slice_id", sqlite_where=text("slice_id IS NOT NULL")),
-        Index(
-            "ix_jobs_out",
-            "state",
-            "model_class",
-            "lease_until",
-            sqlite_where=IS_OUT,
-        ),
+        Index("ix_jobs_slice", "slice_id", sqlite_where=IN_SLICE, postgresql_where=IN_SLICE),
+        Index("ix_jobs_out", "state", "model_class", "lease_until", sqlite_where=IS_OUT, postgresql_where=IS_OUT),
     )
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
     batch_id: str = Field(foreign_key="batches.id")
     line: int  #: 1-based line of the input
     line_id: str  #: the producer's own id
@@ -112,7 +123,7 @@ class Body(SQLModel, table=True):
 
     __tablename__ = "bodies"
 
-    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id", sa_type=BIG)
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
@@ -121,7 +132,8 @@ class Output(SQLModel, table=True):
 
     __tablename__ = "outputs"
 
-    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id", sa_type=BIG)
+    fence: int  #: the job's, under which it was recorded
     output: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
@@ -130,7 +142,7 @@ class Sample(SQLModel, table=True):
 
     __tablename__ = "samples"
 
-    job_id: int = Field(primary_key=True, foreign_key="jobs.id")
+    job_id: int = Field(primary_key=True, foreign_key="jobs.id", sa_type=BIG)
     stratum: str
     draw: float  #: audited where it is below the rate of that moment; below 0: always, one of the first of its stratum
     rate: float  #: its category's
@@ -141,8 +153,8 @@ class Audit(SQLModel, table=True):
 
     __tablename__ = "audits"
 
-    id: int | None = Field(default=None, primary_key=True)
-    job_id: int = Field(foreign_key="jobs.id", unique=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
+    job_id: int = Field(foreign_key="jobs.id", unique=True, sa_type=BIG)
     batch_id: str = Field(index=True)
     stratum: str = Field(index=True)
     category: str
@@ -150,7 +162,7 @@ class Audit(SQLModel, table=True):
     model: str  #: that served the job
     probability: float  #: with which it was chosen
     state: str = Field(index=True)  #: chosen, asked, person (waits for one), judged
-    asked_job_id: int | None = Field(default=None, index=True)  #: the job that asks the auditor
+    asked_job_id: int | None = Field(default=None, index=True, sa_type=BIG)  #: the job that asks the auditor
     auditor: str | None = None  #: the model, or `person NAME`
     verdict: str | None = None  #: agree, disagree, unsure
     reason: str | None = None
@@ -191,7 +203,7 @@ class Event(SQLModel, table=True):
 
     __tablename__ = "events"
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
     at: float
     kind: str
     subject: str
@@ -212,8 +224,8 @@ class CallRow(SQLModel, table=True):
 
     __tablename__ = "calls"
 
-    id: int | None = Field(default=None, primary_key=True)
-    job_id: int = Field(index=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
+    job_id: int = Field(index=True, sa_type=BIG)
     batch_id: str
     fence: int
     category: str
@@ -264,12 +276,23 @@ class Worker(SQLModel, table=True):
     capacity: int  #: calls at once
     in_flight: int = 0
     consuming: bool = True
+    phase: str = "serving"  #: draining, drained (nothing runs, models unloaded), stopped (its server, too)
     health: str = "healthy"
     detail: str = ""
     started_at: float
     last_seen: float
     turn_class: str | None = None  #: the class dispatch now sends it
     turn_since: float = 0
+
+
+class Node(SQLModel, table=True):
+    """What people want of a node; its workers follow within seconds, those that start later too."""
+
+    __tablename__ = "nodes"
+
+    name: str = Field(primary_key=True)
+    wanted: str  #: serving, drained, stopped
+    at: float  #: since when
 
 
 class Tick(SQLModel, table=True):

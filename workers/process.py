@@ -17,8 +17,9 @@ from tasks.app import Publisher, make_app
 from tasks.errors import ConfigError, PoolError
 from tasks.ledger import claims
 from tasks.ledger.claims import Identity
-from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome
+from tasks.ledger.schema import open_ledger
 from tasks.privacy import Reach
 from tasks.providers import Provider
 from tasks.queues import class_queue

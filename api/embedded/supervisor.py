@@ -23,7 +23,8 @@ from api.embedded.vital_signs import VitalSigns
 from tasks.config import config_path, load_registry
 from tasks.errors import PoolError
 from tasks.ledger import reading, ticks
-from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.database import Database
+from tasks.ledger.schema import open_ledger
 from tasks.registry import Registry, cloud_keys
 from tasks.settings import Settings
 
@@ -256,7 +257,7 @@ class Supervisor:
 
     def _watch(self, db: Database, still_ours: Callable[[], bool]) -> None:
         signs = VitalSigns(db, self.settings.redis_url or "", max(FROZEN_S, self.settings.times.worker_gone))
-        ledger = db.path.stat()
+        ledger = db.path.stat() if db.path else None  # PostgreSQL is nobody's file
         next_look = time.monotonic() + LOOK_AGAIN_S
         while not self._stop:
             self._keep_roles()
@@ -304,7 +305,9 @@ class Supervisor:
                 role.join()
 
 
-def _is_same(before: os.stat_result, path: Path) -> bool:
+def _is_same(before: os.stat_result | None, path: Path | None) -> bool:
+    if before is None or path is None:
+        return True
     try:
         return os.path.samestat(before, path.stat())
     except OSError:

@@ -6,7 +6,8 @@ from functools import cached_property
 
 from tasks.config import load_registry
 from tasks.errors import BrokerDown
-from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.database import Database
+from tasks.ledger.schema import open_ledger
 from tasks.registry import Registry
 from tasks.settings import Settings, load_settings
 

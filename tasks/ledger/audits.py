@@ -16,7 +16,7 @@ from sqlalchemy.engine import Row
 
 from tasks.auditing import Audited, Opinion
 from tasks.errors import NotFound
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, retried
 from tasks.privacy import Tier
 from tasks.sampling import CusumState, advance, probability, replay
 from tasks.states import TERMINAL, JobState
@@ -36,6 +36,7 @@ samples = Sample.__table__  # type: ignore[attr-defined]
 strata = Stratum.__table__  # type: ignore[attr-defined]
 
 
+@retried
 def choose(db: Database) -> int:
     """Decide on every sample whose job has ended; the count of those chosen."""
     total = 0
@@ -51,7 +52,9 @@ def choose(db: Database) -> int:
         if not ids:
             return total
         with db.write() as c:
-            rows = c.execute(ended.where(samples.c.job_id.in_(ids))).all()
+            mine = ended.where(samples.c.job_id.in_(ids)).with_for_update(of=samples, skip_locked=True)
+            rows = c.execute(mine).all()
+            ids = [row.job_id for row in rows]
             chosen = list(_chosen(c, [row for row in rows if row.state == JobState.DONE], db.now(c)))
             if chosen:
                 c.execute(insert(audits), chosen)
@@ -116,6 +119,7 @@ def to_person(db: Database, ids: Iterable[int]) -> None:
         c.execute(update(audits).where(audits.c.id.in_(list(ids)), waits).values(state="person"))
 
 
+@retried
 def asked(db: Database, batch_id: str) -> int:
     """The jobs of an opened audit batch ask about the audits whose ids they carry; the count."""
     with db.write() as c:
@@ -152,6 +156,7 @@ def answered(db: Database) -> list[Row[Any]]:
         return list(c.execute(query).all())
 
 
+@retried
 def judge(db: Database, audit_id: int, opinion: Opinion, reason: str, auditor: str, *, again: bool = False) -> bool:
     """Record an opinion, and move the stratum's test on; False where there is one already and it is not given again.
 
@@ -159,7 +164,7 @@ def judge(db: Database, audit_id: int, opinion: Opinion, reason: str, auditor: s
     first, as if the first had never been.
     """
     with db.write() as c:
-        row = c.execute(select(audits).where(audits.c.id == audit_id)).first()
+        row = c.execute(select(audits).where(audits.c.id == audit_id).with_for_update()).first()
         if row is None:
             raise NotFound(f"there is no audit {audit_id}; `offload audit list` shows them")
         if row.state == "judged" and not again:
@@ -172,7 +177,7 @@ def judge(db: Database, audit_id: int, opinion: Opinion, reason: str, auditor: s
 
 
 def _move_test(c: Connection, audit: Row[Any], opinion: Opinion, now: float) -> None:
-    row = c.execute(select(strata).where(strata.c.id == audit.stratum)).one()
+    row = c.execute(select(strata).where(strata.c.id == audit.stratum).with_for_update()).one()
     before = CusumState(row.statistic, row.alarms, row.armed, row.audits)
     if audit.state == "judged":
         after = replay(_verdicts(c, audit.stratum))

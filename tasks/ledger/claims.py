@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, insert, null, select, update
+from sqlalchemy import Connection, case, delete, exists, null, select, update
 from sqlalchemy.engine import Row
 
 from tasks.errors import StaleWorker
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, insert_new, locked, parts, retried
+from tasks.ledger.schema import check, revision_in
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, Body, Job, Slice, Worker
 
@@ -78,17 +79,20 @@ _OF_JOB = (
 )
 
 
+@retried
 def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started: bool) -> list[Claimed]:
-    """Take the jobs of a slice: dispatched → running, fence + 1, in one statement.
+    """Take the jobs of a slice: dispatched → running, fence + 1, in one transaction.
 
-    A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing.
+    A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing. Jobs that
+    another transaction holds, a cancel say, are left out; should they stay dispatched, the sweep sends the slice again.
     `started` says that the jobs go to the loop at once, unless they are suspects that must run alone.
     """
     with db.write(durable=False) as c:
         now = db.now(c)
+        ids = locked(c, jobs.c.id, jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED, skip=True)
         taken = c.execute(
             update(jobs)
-            .where(jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED)
+            .where(jobs.c.id.in_(ids), jobs.c.state == JobState.DISPATCHED)
             .values(
                 state=JobState.RUNNING,
                 fence=jobs.c.fence + 1,
@@ -101,12 +105,17 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
             )
             .returning(*_OF_JOB)
         ).all()
-        c.execute(delete(slices).where(slices.c.id == slice_id))
-        ids = [row.id for row in taken]
+        forget_slices(c, [slice_id])
         query = select(bodies.c.job_id, bodies.c.body).where(bodies.c.job_id.in_(ids))
         texts: dict[int, bytes] = {row.job_id: row.body for row in c.execute(query)}
     taken = sorted(taken, key=lambda row: (row.rank, row.line))
     return [_claimed(row, texts[row.id]) for row in taken]
+
+
+def forget_slices(c: Connection, ids: Sequence[str]) -> None:
+    """Delete those of the slices that have no dispatched job left."""
+    left = exists().where(jobs.c.slice_id == slices.c.id, jobs.c.state == JobState.DISPATCHED)
+    c.execute(delete(slices).where(slices.c.id.in_(ids), ~left))
 
 
 def _claimed(row: Row[Any], body: bytes) -> Claimed:
@@ -127,6 +136,7 @@ def _claimed(row: Row[Any], body: bytes) -> Claimed:
     )
 
 
+@retried
 def mark_started(db: Database, held: Iterable[Claimed]) -> None:
     """The jobs go to the loop: from here on a crash of the worker counts against them."""
     by_id = {job.id: job.fence for job in held}
@@ -140,10 +150,10 @@ def mark_started(db: Database, held: Iterable[Claimed]) -> None:
 def still_held(c: Connection, ids: Sequence[int]) -> dict[int, int]:
     """The fences of those jobs that are running, locked in id order."""
     found: dict[int, int] = {}
-    for start in range(0, len(ids), 500):
+    for some in parts(sorted(ids)):
         query = (
             select(jobs.c.id, jobs.c.fence)
-            .where(jobs.c.id.in_(ids[start : start + 500]), jobs.c.state == JobState.RUNNING)
+            .where(jobs.c.id.in_(some), jobs.c.state == JobState.RUNNING)
             .order_by(jobs.c.id)
             .with_for_update()
         )
@@ -151,6 +161,7 @@ def still_held(c: Connection, ids: Sequence[int]) -> dict[int, int]:
     return found
 
 
+@retried
 def renew(db: Database, held: dict[int, int], lease_s: float) -> set[int]:
     """Renew the leases of exactly these (id, fence) pairs; the ids that are still held."""
     if not held:
@@ -159,8 +170,8 @@ def renew(db: Database, held: dict[int, int], lease_s: float) -> set[int]:
         until = db.now(c) + lease_s
         still = still_held(c, sorted(held))
         mine = [i for i, fence in held.items() if still.get(i) == fence]
-        for start in range(0, len(mine), 500):
-            c.execute(update(jobs).where(jobs.c.id.in_(mine[start : start + 500])).values(lease_until=until))
+        for some in parts(mine):
+            c.execute(update(jobs).where(jobs.c.id.in_(some)).values(lease_until=until))
     return set(mine)
 
 
@@ -173,12 +184,14 @@ def ended_batches(db: Database, ids: Iterable[str]) -> set[str]:
         return set(c.execute(query).scalars())
 
 
+@retried
 def register(db: Database, me: Identity, classes: Sequence[str], capacity: int, reach: str = "local") -> None:
     """Enter a worker, or take over the name of one that is gone.
 
     What a former process of that name still holds is over at once: if it lives after all, its fences are stale.
     """
     with db.write() as c:
+        _check_tables(c, db)
         now = db.now(c)
         row = {
             "node": me.node,
@@ -196,14 +209,24 @@ def register(db: Database, me: Identity, classes: Sequence[str], capacity: int, 
             "last_seen": now,
         }
         if c.execute(update(workers).where(workers.c.name == me.name).values(**row)).rowcount == 0:
-            c.execute(insert(workers).values(name=me.name, turn_class=None, turn_since=0, **row))
-        c.execute(
-            update(jobs)
-            .where(IS_OUT, jobs.c.worker == me.name, jobs.c.state == JobState.RUNNING, jobs.c.run_id != me.run_id)
-            .values(lease_until=case((jobs.c.lease_until > now, now), else_=jobs.c.lease_until))
-        )
+            insert_new(c, workers, [{"name": me.name, "turn_since": 0, **row}])
+        running = IS_OUT, jobs.c.worker == me.name, jobs.c.state == JobState.RUNNING
+        for some in parts(locked(c, jobs.c.id, *running, jobs.c.run_id != me.run_id)):
+            c.execute(
+                update(jobs)
+                .where(jobs.c.id.in_(some))
+                .values(lease_until=case((jobs.c.lease_until > now, now), else_=jobs.c.lease_until))
+            )
 
 
+def _check_tables(c: Connection, db: Database) -> None:
+    """A worker beside tables of another version stops before it writes to them."""
+    made_by = revision_in(c)
+    if made_by is not None:
+        check(made_by, db.where)
+
+
+@retried
 def report(
     db: Database,
     me: Identity,
@@ -214,8 +237,12 @@ def report(
     health: str,
     detail: str,
 ) -> None:
-    """A worker's heartbeat; raises StaleWorker when another process has taken the name. serving: its classes now."""
+    """A worker's heartbeat. serving: its classes now.
+
+    Raises StaleWorker when another process has taken the name, PoolError when the tables are another version's by now.
+    """
     with db.write(durable=False) as c:
+        _check_tables(c, db)
         seen = c.execute(
             update(workers)
             .where(workers.c.name == me.name, workers.c.run_id == me.run_id)
@@ -238,12 +265,15 @@ def leave(db: Database, me: Identity) -> None:
         c.execute(delete(workers).where(workers.c.name == me.name, workers.c.run_id == me.run_id))
 
 
+@retried
 def put_back(db: Database, slice_id: str) -> None:
     """Give an unclaimed slice's jobs back: its message could not be sent, or its worker does not take it now."""
     with db.write(durable=False) as c:
-        c.execute(
-            update(jobs)
-            .where(jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED)
-            .values(state=JobState.QUEUED, slice_id=null())
-        )
-        c.execute(delete(slices).where(slices.c.id == slice_id))
+        requeue(c, [slice_id])
+
+
+def requeue(c: Connection, slice_ids: Sequence[str]) -> None:
+    """The unclaimed jobs of these slices wait again, and the slices are no more."""
+    for some in parts(locked(c, jobs.c.id, jobs.c.slice_id.in_(slice_ids), jobs.c.state == JobState.DISPATCHED)):
+        c.execute(update(jobs).where(jobs.c.id.in_(some)).values(state=JobState.QUEUED, slice_id=null()))
+    forget_slices(c, slice_ids)

@@ -1,46 +1,70 @@
-"""The engine, its two kinds of transaction, and the database's clock."""
+"""The engine, its two kinds of transaction, and the database's clock.  SQLite on one machine, PostgreSQL for many."""
 
 from __future__ import annotations
 
-import secrets
-import sqlite3
+import functools
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
-from sqlmodel import SQLModel
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.sql.elements import ColumnElement, TextClause
 
-from tasks.errors import ConfigError, PoolError
-from tasks.tables import PoolFacts
+from tasks.errors import ConfigError
 
 #: milliseconds SQLite waits for another writer; every transaction is short, so this is generous
 BUSY_TIMEOUT_MS = 20_000
 #: seconds between two tries for the write lock
 LOCK_POLL_S = 0.001
-#: grows with every change of the tables
-SCHEMA_VERSION = 2
-#: tries, 50 ms apart, to switch a new ledger to WAL while another process does so too
-WAL_TRIES = 100
+#: rows one statement names at once
+IN_LIST = 500
+#: tries of a transaction that PostgreSQL broke off for another's sake
+TRIES = 6
+#: deadlock_detected, serialization_failure
+BROKEN_OFF = ("40P01", "40001")
+#: advisory locks of the ledger; any numbers, the same in every process
+DISPATCH_LOCK, SCHEMA_LOCK = 0x0FF10AD1, 0x0FF10AD2
+
+#: psycopg's; milliseconds where PostgreSQL has no other unit. A cut network is noticed within 20 s.
+_POSTGRES = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "application_name": "offload",
+    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=60000",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Database:
     """A ledger's engine. Safe to share between threads; cheap to keep, dear to make."""
 
     def __init__(self, at: str | Path) -> None:
-        self.engine = _engine(at)
-        self.path = Path(str(self.engine.url.database).removeprefix("file:"))  # an address may be SQLite's own URI
+        url = _address(at)
+        self.is_postgres = url.get_backend_name() == "postgresql"
+        self.engine = _postgres(url) if self.is_postgres else _sqlite(url)
+        #: where it is, for people: a file or an address without its password
+        self.where = url.render_as_string(hide_password=True) if self.is_postgres else str(_file(url))
+        #: SQLite's file
+        self.path = None if self.is_postgres else _file(url)
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """A transaction that writes; on SQLite it takes the write lock at once.
 
-        Not `durable`: a power cut may undo it, with all that came after it. Dispatching, claiming and renewing are:
-        whoever held those jobs is gone then too, and the sync they save is most of what a commit costs.
+        Not `durable`: on SQLite a power cut may undo it, with all that came after it. Dispatching, claiming and
+        renewing are: whoever held those jobs is gone then too, and the sync they save is most of what a commit costs.
+        On PostgreSQL every commit is durable: its workers outlive it, and a claim undone would give a fence twice.
         """
         with self.engine.connect().execution_options(offload_durable=durable) as connection, connection.begin():
             yield connection
@@ -48,27 +72,109 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads; it never waits for writers."""
-        with self.engine.connect().execution_options(offload_read=True) as connection, connection.begin():
+        options: dict[str, Any] = {"postgresql_readonly": True} if self.is_postgres else {"offload_read": True}
+        with self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def now(self, connection: Connection) -> float:
-        """Unix seconds. SQLite has only each process's own clock."""
+        """Unix seconds, by PostgreSQL's own clock; SQLite has only each process's."""
+        if self.is_postgres:
+            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
         return time.time()
+
+    def alone(self, connection: Connection, lock: int) -> None:
+        """Wait until no other transaction holds this lock, and hold it to the end; SQLite has one writer anyway."""
+        if self.is_postgres:
+            connection.execute(select(func.pg_advisory_xact_lock(lock)))
 
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
 
 
-def _engine(at: str | Path) -> Engine:
-    try:  # a path may hold characters that mean something in an address
-        parsed = make_url(at) if isinstance(at, str) else URL.create("sqlite", database=str(at))
-    except ArgumentError:
-        raise ConfigError("OFFLOAD_DATABASE_URL is no database address; expected sqlite:///path") from None
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise ConfigError("OFFLOAD_DATABASE_URL: the ledger is a SQLite file here; expected sqlite:///path")
+def retried(function: Callable[Concatenate[Database, P], R]) -> Callable[Concatenate[Database, P], R]:
+    """Run it again when PostgreSQL broke its transaction off for another's sake; nothing of it was written then."""
+
+    @functools.wraps(function)
+    def run(db: Database, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        for attempt in range(TRIES):
+            try:
+                return function(db, *args, **kwargs)
+            except DBAPIError as error:
+                if not is_broken_off(error) or attempt == TRIES - 1:
+                    raise
+            time.sleep(random.uniform(0.005, 0.02) * 2**attempt)
+        raise AssertionError("unreachable")
+
+    return run
+
+
+def is_broken_off(error: DBAPIError) -> bool:
+    """Whether PostgreSQL undid the transaction so that another could go on."""
+    return getattr(error.orig, "sqlstate", None) in BROKEN_OFF
+
+
+def locked(
+    c: Connection, column: ColumnElement[int], *which: ColumnElement[bool] | TextClause, skip: bool = False
+) -> list[int]:
+    """The ids of these rows, locked in their order; `skip` leaves out those that others hold."""
+    query = select(column).where(*which).order_by(column).with_for_update(skip_locked=skip)
+    return list(c.execute(query).scalars())
+
+
+def parts(ids: list[int]) -> Iterator[list[int]]:
+    """A list of ids in pieces that one statement can name."""
+    for start in range(0, len(ids), IN_LIST):
+        yield ids[start : start + IN_LIST]
+
+
+def insert_new(c: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert those of the rows whose key is not there yet, in the order given."""
+    if rows:
+        dialect: Any = postgresql if c.dialect.name == "postgresql" else sqlite
+        c.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
+# --- the two engines -------------------------------------------------------------------------------------
+
+
+def _address(at: str | Path) -> URL:
+    expected = "expected sqlite:///path or postgresql://user:password@host/database"
+    if isinstance(at, Path):  # it may hold characters that mean something in an address
+        return URL.create("sqlite", database=str(at))
+    try:
+        url = make_url(at)
+        backend = url.get_backend_name()
+    except (ArgumentError, ValueError):
+        raise ConfigError(f"OFFLOAD_DATABASE_URL is no database address; {expected}") from None
+    if backend in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or not url.database or url.database == ":memory:":
+        raise ConfigError(f"OFFLOAD_DATABASE_URL: the ledger is a SQLite file or a PostgreSQL database; {expected}")
+    return url
+
+
+def _file(url: URL) -> Path:
+    return Path(str(url.database).removeprefix("file:"))  # an address may be SQLite's own URI
+
+
+def _postgres(url: URL) -> Engine:
+    try:
+        return create_engine(
+            url,
+            hide_parameters=True,
+            connect_args=_POSTGRES | dict(url.query),
+            pool_size=8,
+            max_overflow=16,
+            pool_pre_ping=True,  # a connection that a restart of the server broke is replaced before it is used
+        )
+    except (ImportError, NoSuchModuleError):
+        raise ConfigError("OFFLOAD_DATABASE_URL: PostgreSQL needs the extra: install offload[postgres]") from None
+
+
+def _sqlite(url: URL) -> Engine:
     engine = create_engine(
-        parsed,
+        url,
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
         pool_size=8,
@@ -112,51 +218,3 @@ def _begin_writing(connection: Connection) -> None:
             time.sleep(LOCK_POLL_S)
     finally:
         connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-
-
-def open_ledger(at: str | Path) -> Database:
-    """Open the ledger, an address or a file, and make its tables where there are none; PoolError where it cannot be."""
-    database = Database(at)
-    path = database.path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            path.touch(mode=0o600)  # before SQLite: its write-ahead log takes the same rights, and holds prompts too
-        made_by = _schema_version(database)
-        if made_by == 0:
-            _create(database)
-        elif made_by != SCHEMA_VERSION:
-            raise PoolError(
-                f"the ledger {path} was made by another version of Offload (tables {made_by}, here {SCHEMA_VERSION}); "
-                "use that version, or another OFFLOAD_HOME"
-            )
-    except (OperationalError, OSError) as error:
-        reason = getattr(error, "orig", None) or error
-        raise PoolError(f"the ledger {path} cannot be opened: {reason}") from None
-    return database
-
-
-def _schema_version(database: Database) -> int:
-    """What made the tables; 0 where there are none."""
-    with database.read() as c:
-        return int(c.execute(text("PRAGMA user_version")).scalar() or 0)
-
-
-def _create(database: Database) -> None:
-    # Two processes that set WAL at once fail, and one that finds it set changes nothing.
-    raw = database.engine.raw_connection()
-    try:
-        for attempt in range(WAL_TRIES):
-            try:
-                raw.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
-                break
-            except sqlite3.OperationalError as error:
-                if attempt == WAL_TRIES - 1:
-                    raise PoolError(f"the ledger cannot be put into WAL mode: {error}") from None
-                time.sleep(0.05)
-    finally:
-        raw.close()
-    with database.write() as c:
-        SQLModel.metadata.create_all(c)
-        c.execute(insert(PoolFacts).prefix_with("OR IGNORE").values(id=1, salt=secrets.token_bytes(32)))
-        c.execute(text(f"PRAGMA user_version = {SCHEMA_VERSION}"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, case, select, update
 
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, parts, retried
 from tasks.privacy import Tier
 from tasks.states import LIVE, TERMINAL, BatchState, JobState
 from tasks.tables import Batch, Job
@@ -42,6 +42,7 @@ def close_batches(c: Connection, ids: list[str], now: float) -> None:
     )
 
 
+@retried
 def cancel(db: Database, batch_id: str) -> int:
     """Cancel every job of an open batch that is not terminal; the count of jobs cancelled.
 
@@ -67,26 +68,27 @@ def end_all(db: Database, batch_id: str, state: JobState) -> int:
             return total
 
 
+@retried
 def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple[int, int]:
     """End the next live jobs behind a line; how many, and the last one's line."""
     with db.write() as c:
         now = db.now(c)
         if c.execute(select(batches.c.state).where(batches.c.id == batch_id)).scalar() != BatchState.OPEN:
             return 0, after
-        some = (
+        next_ones = (
             select(jobs.c.id, jobs.c.line)
             .where(jobs.c.batch_id == batch_id, jobs.c.line > after, jobs.c.state.in_(LIVE))
             .order_by(jobs.c.line)
             .limit(CHUNK)
             .with_for_update()
         )
-        rows = c.execute(some).all()
+        rows = c.execute(next_ones).all()
         ids = [row.id for row in rows]
         code, reason = _why(state)
-        for start in range(0, len(ids), 500):
+        for some in parts(ids):
             c.execute(
                 update(jobs)
-                .where(jobs.c.id.in_(ids[start : start + 500]), jobs.c.state.in_(LIVE))
+                .where(jobs.c.id.in_(some), jobs.c.state.in_(LIVE))
                 .values(
                     state=state,
                     finished_at=now,

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.ledger.claims import still_held
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, parts
 from tasks.ledger.endings import count_ended
 from tasks.registry import CLOUD
 from tasks.states import TERMINAL, JobState
@@ -87,15 +87,20 @@ def record(db: Database, outcomes: list[Outcome]) -> int:
 
     State, output, call row and the batch's counters are one commit. A stale outcome changes nothing but leaves
     its call row, marked. A group that keeps failing is written row by row, so that one bad row harms itself only;
-    such a row ends failed with code `unrecordable`.
+    such a row ends failed with code `unrecordable`. After a connection that broke, maybe in its commit, what is there
+    already is looked up by job, fence and start of the call, and is not written again.
     """
     for attempt in range(GROUP_TRIES):
         try:
             stale = _record(db, outcomes)
             outcomes.clear()
             return stale
-        except OperationalError:
+        except OperationalError as error:
+            if attempt == GROUP_TRIES - 1:
+                raise
             time.sleep(0.05 * 2**attempt)
+            if error.connection_invalidated:
+                outcomes[:] = _unwritten(db, outcomes)
         except UNWRITABLE:
             break
     stale = 0
@@ -103,6 +108,16 @@ def record(db: Database, outcomes: list[Outcome]) -> int:
         stale += _record_alone(db, outcomes[0])
         del outcomes[0]
     return stale
+
+
+def _unwritten(db: Database, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those of the outcomes whose call row is not there; one without a call changes nothing the second time."""
+    there: set[tuple[int, int, float]] = set()
+    with db.read() as c:
+        for some in parts([o.job_id for o in outcomes]):
+            query = select(calls.c.job_id, calls.c.fence, calls.c.started_at).where(calls.c.job_id.in_(some))
+            there.update(c.execute(query).tuples())
+    return [o for o in outcomes if o.call is None or (o.job_id, o.fence, o.call["started_at"]) not in there]
 
 
 def _record_alone(db: Database, outcome: Outcome) -> int:
@@ -158,7 +173,7 @@ def escalate(c: Connection, which: ColumnElement[bool], why: str) -> int:
 
 
 def _write_outputs(c: Connection, fresh: Sequence[Outcome]) -> None:
-    rows = [{"job_id": o.job_id, "output": o.output} for o in fresh if o.output is not None]
+    rows = [{"job_id": o.job_id, "fence": o.fence, "output": o.output} for o in fresh if o.output is not None]
     if rows:
         c.execute(insert(outputs), rows)
 

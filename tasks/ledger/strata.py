@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from tasks import sampling
+from tasks.ledger.database import insert_new
 from tasks.registry import CLOUD
 from tasks.sampling import FIRST, MORE_OFTEN
 from tasks.schemas import NewJob
@@ -88,8 +89,8 @@ def _strata(c: Connection, keys: set[_Key]) -> dict[str, int]:
         new = new[: max(0, room)] + [key for key in sorted(shared) if _id(key) not in seen]
     if new:
         rows = [{"id": _id(k), "category": k[0], "model_class": k[1], "template": k[2]} for k in new]
-        c.execute(insert(strata), rows)
-    return seen | dict.fromkeys(map(_id, new), 0)
+        insert_new(c, strata, rows)
+    return _seen(c, {*keys, *others})
 
 
 def _seen(c: Connection, keys: set[_Key]) -> dict[str, int]:
@@ -98,5 +99,5 @@ def _seen(c: Connection, keys: set[_Key]) -> dict[str, int]:
     found: dict[str, int] = {}
     for start in range(0, len(ids), 500):
         query = select(strata.c.id, strata.c.seen).where(strata.c.id.in_(ids[start : start + 500]))
-        found.update(c.execute(query).all())
+        found.update(c.execute(query.order_by(strata.c.id).with_for_update()).all())
     return found

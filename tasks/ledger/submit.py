@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import orjson
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, delete, exists, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from tasks.errors import Conflict, PoolError
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, parts, retried
 from tasks.ledger.endings import close_batches
 from tasks.ledger.strata import add_samples, drop_samples
 from tasks.schemas import NewJob
@@ -22,6 +23,9 @@ from tasks.tables import Batch, Body, Job
 COMMIT_JOBS, COMMIT_BYTES = 5_000, 8_000_000
 #: shared prefixes remembered while loading; bounds the memory of a batch of any size
 PREFIXES = 10_000
+#: seconds a submit waits for a PostgreSQL that went away, and between two looks
+RECONNECT_S, RECONNECT_POLL_S = 20.0, 0.5
+GIVEN_UP = "this submit was silent for so long that it was given up; submit again"
 #: seconds from submit after which unfinished jobs expire
 DEFAULT_DEADLINE_S = 24 * 3600.0
 
@@ -53,27 +57,49 @@ def begin(
     while True:
         batch_id = new_batch_id()
         try:
-            with db.write() as c:
-                now = db.now(c)
-                c.execute(
-                    insert(batches).values(
-                        id=batch_id,
-                        name=name,
-                        state=BatchState.LOADING,
-                        priority=priority,
-                        created_at=now,
-                        touched_at=now,
-                        deadline_at=now + deadline_s,
-                        kind=kind,
-                        idempotency_key=key,
-                        body_hash=body_hash,
-                    )
-                )
+            row = {"name": name, "priority": priority, "kind": kind, "idempotency_key": key, "body_hash": body_hash}
+            write = functools.partial(_insert_batch, db, deadline_s, {"id": batch_id, **row})
+            _surely(db, write, exists().where(batches.c.id == batch_id))
             return batch_id, True
         except IntegrityError:
             known = _known(db, key, body_hash)
             if known is not None:
                 return known, False
+
+
+@retried
+def _insert_batch(db: Database, deadline_s: float, row: Mapping[str, object]) -> None:
+    with db.write() as c:
+        now = db.now(c)
+        times = {"created_at": now, "touched_at": now, "deadline_at": now + deadline_s}
+        c.execute(insert(batches).values(state=BatchState.LOADING, **times, **row))
+
+
+def _surely(db: Database, write: Callable[[], None], written: ColumnElement[bool]) -> None:
+    """Write; where the connection breaks, maybe in the commit, look whether it is `written` before writing again.
+
+    Raises what the database says when it is not back after RECONNECT_S.
+    """
+    until = time.monotonic() + RECONNECT_S
+    while True:
+        try:
+            return write()
+        except OperationalError as error:
+            if not error.connection_invalidated:
+                raise
+            if _is_there(db, written, until):
+                return None
+
+
+def _is_there(db: Database, written: ColumnElement[bool], until: float) -> bool:
+    while True:
+        try:
+            with db.read() as c:
+                return bool(c.execute(select(written)).scalar())
+        except DBAPIError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(RECONNECT_POLL_S)
 
 
 #: seconds a load under the same key may be silent before a repeated submit replaces it
@@ -103,27 +129,35 @@ def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0)
     ranks: dict[int, int] = {}
     total = 0
     for chunk in _chunks(lines):
-        with db.write() as c:
-            now = db.now(c)
-            refused = sum(job.route.state is JobState.REFUSED for job in chunk)
-            touched = c.execute(
-                update(batches)
-                .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
-                .values(
-                    touched_at=now,
-                    total=batches.c.total + len(chunk),
-                    open=batches.c.open + len(chunk) - refused,
-                    refused=batches.c.refused + refused,
-                )
-            )
-            if touched.rowcount != 1:
-                raise PoolError("this submit was silent for so long that it was given up; submit again")
-            rows = [_row(batch_id, job, _rank(ranks, job), priority, now) for job in chunk]
-            ids = c.execute(insert(jobs).returning(jobs.c.id, sort_by_parameter_order=True), rows).scalars().all()
-            c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
-            add_samples(c, batch_id, list(zip(ids, chunk, strict=True)))
+        ranked = [(job, _rank(ranks, job)) for job in chunk]
+        first = exists().where(jobs.c.batch_id == batch_id, jobs.c.line == chunk[0].line)
+        _surely(db, functools.partial(_add_chunk, db, batch_id, ranked, priority), first)
         total += len(chunk)
     return total
+
+
+@retried
+def _add_chunk(db: Database, batch_id: str, ranked: Sequence[tuple[NewJob, int]], priority: int) -> None:
+    chunk = [job for job, _ in ranked]
+    with db.write() as c:
+        now = db.now(c)
+        refused = sum(job.route.state is JobState.REFUSED for job in chunk)
+        touched = c.execute(
+            update(batches)
+            .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
+            .values(
+                touched_at=now,
+                total=batches.c.total + len(chunk),
+                open=batches.c.open + len(chunk) - refused,
+                refused=batches.c.refused + refused,
+            )
+        )
+        if touched.rowcount != 1:
+            raise PoolError(GIVEN_UP)
+        rows = [_row(batch_id, job, rank, priority, now) for job, rank in ranked]
+        ids = c.execute(insert(jobs).returning(jobs.c.id, sort_by_parameter_order=True), rows).scalars().all()
+        c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
+        add_samples(c, batch_id, list(zip(ids, chunk, strict=True)))
 
 
 def _chunks(lines: Iterable[NewJob]) -> Iterator[list[NewJob]]:
@@ -172,6 +206,11 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
 
 def open_batch(db: Database, batch_id: str) -> None:
     """The promise: from this commit on, every job of the batch reaches one terminal state."""
+    _surely(db, lambda: _open(db, batch_id), exists().where(batches.c.id == batch_id, batches.c.opened_at.is_not(None)))
+
+
+@retried
+def _open(db: Database, batch_id: str) -> None:
     with db.write() as c:
         now = db.now(c)
         opened = c.execute(
@@ -180,7 +219,7 @@ def open_batch(db: Database, batch_id: str) -> None:
             .values(state=BatchState.OPEN, opened_at=now, touched_at=now)
         )
         if opened.rowcount != 1:
-            raise PoolError("this submit was silent for so long that it was given up; submit again")
+            raise PoolError(GIVEN_UP)
         close_batches(c, [batch_id], now)
 
 
@@ -189,10 +228,10 @@ def drop_loading(db: Database, batch_id: str) -> None:
     loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
     while True:
         with db.write() as c:
-            some = select(jobs.c.id).where(jobs.c.batch_id.in_(loading)).limit(COMMIT_JOBS)
-            ids = list(c.execute(some).scalars())
-            for start in range(0, len(ids), 500):
-                part = ids[start : start + 500]
+            if c.execute(loading.with_for_update()).first() is None:  # it was opened, or dropped by another
+                return
+            ids = list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).limit(COMMIT_JOBS)).scalars())
+            for part in parts(ids):
                 drop_samples(c, part)
                 c.execute(delete(bodies).where(bodies.c.job_id.in_(part)))
                 c.execute(delete(jobs).where(jobs.c.id.in_(part)))

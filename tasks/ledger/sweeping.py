@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, exists, func, insert, select, update
 from sqlalchemy.engine import Row
 
 from tasks.ledger import submit
-from tasks.ledger.database import Database
+from tasks.ledger.database import IN_LIST, Database, locked, parts, retried
 from tasks.ledger.endings import count_ended, end_all
 from tasks.ledger.record import escalate
 from tasks.privacy import Tier
@@ -37,23 +37,30 @@ def take_back_expired(db: Database) -> Counter[str]:
     """
     counts: Counter[str] = Counter()
     while True:
-        with db.write() as c:
-            now = db.now(c)
-            rows = _expired(c, now)
-            alone = _alone(c, rows)
-            ended: defaultdict[str, Counter[JobState]] = defaultdict(Counter)
-            for row in rows:
-                poison = row.started_at is not None and row.id in alone and row.crashes_alone + 1 >= POISON_CRASHES
-                _take_back(c, row, now, alone=row.id in alone, poison=poison)
-                if poison:
-                    ended[row.batch_id][JobState.FAILED] += 1
-            if dead := [_dead_call(row, now) for row in rows if row.started_at is not None]:
-                c.execute(insert(calls), dead)
-            count_ended(c, ended, now)
-        counts["leases"] += len(rows)
-        counts["poison"] += sum(n.total() for n in ended.values())
-        if len(rows) < CHUNK:
+        leases, poison = _take_back_some(db)
+        counts["leases"] += leases
+        counts["poison"] += poison
+        if leases < CHUNK:
             return counts
+
+
+@retried
+def _take_back_some(db: Database) -> tuple[int, int]:
+    """Take back up to CHUNK leases; how many, and how many of the jobs were poison."""
+    with db.write() as c:
+        now = db.now(c)
+        rows = _expired(c, now)
+        alone = _alone(c, rows)
+        ended: defaultdict[str, Counter[JobState]] = defaultdict(Counter)
+        for row in rows:
+            poison = row.started_at is not None and row.id in alone and row.crashes_alone + 1 >= POISON_CRASHES
+            _take_back(c, row, now, alone=row.id in alone, poison=poison)
+            if poison:
+                ended[row.batch_id][JobState.FAILED] += 1
+        if dead := [_dead_call(row, now) for row in rows if row.started_at is not None]:
+            c.execute(insert(calls), dead)
+        count_ended(c, ended, now)
+    return len(rows), sum(n.total() for n in ended.values())
 
 
 def _expired(c: Connection, now: float) -> Sequence[Row[Any]]:
@@ -62,7 +69,7 @@ def _expired(c: Connection, now: float) -> Sequence[Row[Any]]:
         .where(IS_OUT, jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
         .order_by(jobs.c.id)
         .limit(CHUNK)
-        .with_for_update()
+        .with_for_update(skip_locked=True)  # what a worker just now renews or records is none of ours
     )
     return c.execute(query).all()
 
@@ -79,7 +86,8 @@ def _alone(c: Connection, rows: Sequence[Row[Any]]) -> set[int]:
     query = select(jobs.c.run_id).where(*started).group_by(jobs.c.run_id).having(func.count() > 1)
     shared = set(c.execute(query).scalars()) if runs else set()
     if shared:
-        c.execute(update(jobs).where(*started, jobs.c.run_id.in_(shared)).values(in_company=True))
+        for some in parts(locked(c, jobs.c.id, *started, jobs.c.run_id.in_(shared))):
+            c.execute(update(jobs).where(jobs.c.id.in_(some)).values(in_company=True))
     return {r.id for r in rows if r.run_id in runs - shared and r.started_at is not None and not r.in_company}
 
 
@@ -130,12 +138,16 @@ def unclaimed_slices(db: Database, older_than_s: float) -> list[Row[Any]]:
         return list(c.execute(query).all())
 
 
+@retried
 def touch_slices(db: Database, ids: Sequence[str]) -> None:
     """The slices were sent again just now."""
     with db.write() as c:
-        c.execute(update(slices).where(slices.c.id.in_(ids)).values(sent_at=db.now(c)))
+        now = db.now(c)
+        for start in range(0, len(ids), IN_LIST):
+            c.execute(update(slices).where(slices.c.id.in_(ids[start : start + IN_LIST])).values(sent_at=now))
 
 
+@retried
 def drop_empty_slices(db: Database) -> int:
     """Forget slices none of whose jobs is dispatched any more (cancelled, expired)."""
     with db.write() as c:
@@ -173,15 +185,16 @@ def _escalate_batch(db: Database, batch_id: str, model_class: str, categories: S
             jobs.c.tier == Tier.CLOUD_OK,
             jobs.c.category.in_(categories),
         )
+        .order_by(jobs.c.id)
         .limit(CHUNK)
-        .with_for_update()
+        .with_for_update(skip_locked=True)  # the next sweep finds the others
     )
     total = 0
     while True:
         with db.write() as c:
             ids = list(c.execute(some).scalars())
-            for start in range(0, len(ids), 500):
-                mine = jobs.c.id.in_(ids[start : start + 500])
+            for part in parts(ids):
+                mine = jobs.c.id.in_(part)
                 sent = (mine, jobs.c.state == JobState.DISPATCHED)
                 c.execute(update(jobs).where(*sent).values(state=JobState.QUEUED, slice_id=None))
                 total += escalate(c, mine, why)
@@ -201,6 +214,7 @@ def drop_abandoned_loads(db: Database, silent_s: float) -> int:
     return len(found)
 
 
+@retried
 def drop_gone_workers(db: Database, silent_s: float) -> int:
     """Forget workers that have not been seen for long."""
     with db.write() as c:

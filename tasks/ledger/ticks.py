@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, insert_new, retried
 from tasks.tables import Tick
 
 ticks = Tick.__table__  # type: ignore[attr-defined]
 
 
+@retried
 def tick(db: Database, name: str, counts: dict[str, Any]) -> None:
     """A periodic service ran just now."""
     with db.write() as c:
         row = {"at": db.now(c), "counts": counts}
         if c.execute(update(ticks).where(ticks.c.name == name).values(**row)).rowcount == 0:
-            c.execute(insert(ticks).values(name=name, **row))
+            insert_new(c, ticks, [{"name": name, **row}])
 
 
 def ticked_at(db: Database, name: str) -> float | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.budget import EXPECTED_OUT, Window, costs, hindrance, too_large, windows
 from tasks.errors import Busy, Permanent
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, insert_new, retried
 from tasks.providers import Provider
 from tasks.tables import Usage
 
@@ -24,6 +24,7 @@ usage = Usage.__table__  # type: ignore[attr-defined]
 Reservation = list[tuple[Window, float]]
 
 
+@retried
 def reserve(db: Database, provider: Provider, model: str, tokens_in: int, tokens_out: int) -> Reservation:
     """Take a call's estimated share of every limit, or of none.
 
@@ -35,6 +36,7 @@ def reserve(db: Database, provider: Provider, model: str, tokens_in: int, tokens
         now = db.now(c)
         shares = costs(provider, model, tokens_in, tokens_out)
         there = windows(provider, now)
+        _hold(c, provider.name, there)
         for window in there:
             _check(c, provider, window, shares, now)
         held = [(window, shares.get(window.limit.unit, 0.0)) for window in there]
@@ -42,6 +44,16 @@ def reserve(db: Database, provider: Provider, model: str, tokens_in: int, tokens
             _add(c, provider.name, window, amount)
         c.execute(delete(usage).where(usage.c.provider == provider.name, usage.c.began < now - KEPT_S))
     return held
+
+
+def _hold(c: Connection, provider: str, there: Sequence[Window]) -> None:
+    """Make the windows' rows and lock them, always in the order of the configuration."""
+    rows = [
+        {"provider": provider, "unit": w.limit.unit, "per": w.limit.per, "began": w.began, "amount": 0.0} for w in there
+    ]
+    insert_new(c, usage, rows)
+    for window in there:
+        c.execute(select(usage.c.amount).where(_of(provider, window)).with_for_update())
 
 
 def _check(c: Connection, provider: Provider, window: Window, shares: Mapping[str, float], now: float) -> None:
@@ -54,6 +66,7 @@ def _check(c: Connection, provider: Provider, window: Window, shares: Mapping[st
         raise Busy("limit_reached", f"{provider.name} is {why}", min(window.ends - now, LOOK_AGAIN_S))
 
 
+@retried
 def correct(db: Database, provider: Provider, model: str, held: Reservation, actual: tuple[int, int] | None) -> None:
     """Put what a call really took, (tokens in, tokens out), in its reservation's place; None: it was not sent."""
     if not held:
@@ -85,12 +98,7 @@ def _ordinary(provider: Provider, window: Window) -> float:
 
 
 def _add(c: Connection, provider: str, window: Window, amount: float) -> None:
-    more = update(usage).where(_of(provider, window)).values(amount=usage.c.amount + amount)
-    if c.execute(more).rowcount == 0:
-        limit = window.limit
-        c.execute(
-            insert(usage).values(provider=provider, unit=limit.unit, per=limit.per, began=window.began, amount=amount)
-        )
+    c.execute(update(usage).where(_of(provider, window)).values(amount=usage.c.amount + amount))
 
 
 def _of(provider: str, window: Window) -> ColumnElement[bool]:

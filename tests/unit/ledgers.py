@@ -17,8 +17,9 @@ from tasks import dispatch
 from tasks.errors import BrokerDown
 from tasks.ledger import claims, submit
 from tasks.ledger.claims import Claimed, Identity
-from tasks.ledger.database import Database, open_ledger
+from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
+from tasks.ledger.schema import open_ledger
 from tasks.privacy import Reach
 from tasks.routing import Route
 from tasks.schemas import NewJob

@@ -10,7 +10,7 @@ import pytest
 from api.embedded.vital_signs import VitalSigns
 from tasks.ledger import claims, ticks
 from tasks.ledger.claims import Identity
-from tasks.ledger.database import open_ledger
+from tasks.ledger.schema import open_ledger
 from tests.support.pool import Redis
 
 ME = Identity("here", "sim", "r", 1)
