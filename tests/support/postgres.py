@@ -90,7 +90,7 @@ class Postgres:
 
     def _say(self, statement: str) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as c:
-            c.execute(statement)  # type: ignore[call-overload]  # its names are ours
+            c.execute(statement)
 
     def _answers(self) -> bool:
         try:
