@@ -67,7 +67,10 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, pattern=r"^(redis|rediss|unix)://", description="a Redis of your own instead of the embedded one"
     )
-    database_url: str | None = Field(None, description="a ledger elsewhere: sqlite:///path")
+    database_url: str | None = Field(
+        None,
+        description="a ledger elsewhere: sqlite:///path, or postgresql://user:password@host/database for many machines",
+    )
     node: str = Field(default_factory=_host_name, pattern=NODE, description="this machine's name")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the roles say")
     log_format: Literal["console", "json"] = Field("console", description="for people or for machines")

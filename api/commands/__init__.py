@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "simulate": ("roles", "simulate", "Be a model server without a GPU."),
     "policy": ("policy", "policy", "Show, explain and test the policy."),
     "audit": ("audit", "audit", "Second opinions on finished jobs: list, show, label, report."),
+    "db": ("db", "db", "The ledger's tables: bring them to this version."),
     "config": ("config", "config", "Check the configuration; print its schema."),
 }
 
@@ -125,7 +126,7 @@ def _report(error: Exception) -> int:
     return 1
 
 
-#: what SQLite says -> what a person can do
+#: what the database says -> what a person can do
 LEDGER_WORDS = {
     "is full": "the disk that holds the ledger is full, and nothing was submitted; free space and try again",
     "is locked": "another process holds the ledger's lock for too long (is one stopped?); try again",
@@ -133,6 +134,14 @@ LEDGER_WORDS = {
     "not a database": "the ledger's file is no database; restore it, or name another OFFLOAD_HOME",
     "malformed": "the ledger's file is damaged; restore it, or name another OFFLOAD_HOME",
     "disk I/O error": "the disk that holds the ledger fails; look at it, and try again",
+    "connection failed": "the ledger's PostgreSQL cannot be reached; is it running? see OFFLOAD_DATABASE_URL",
+    "connection is closed": "the connection to PostgreSQL broke; look with `offload batches`, and try again",
+    "terminating connection": "PostgreSQL ended the connection; look with `offload batches`, and try again",
+    "No space left": "the disk of the ledger's PostgreSQL is full; free space and try again",
+    "statement timeout": "the ledger's PostgreSQL took too long for one statement; is it overloaded? try again",
+    "lock timeout": "another transaction holds rows of the ledger for too long; try again",
+    "read-only transaction": "the ledger's PostgreSQL is read-only (a replica?); see OFFLOAD_DATABASE_URL",
+    "permission denied": "the user in OFFLOAD_DATABASE_URL may not write the ledger's tables",
 }
 
 

@@ -54,7 +54,7 @@ class Database:
         self.is_postgres = url.get_backend_name() == "postgresql"
         self.engine = _postgres(url) if self.is_postgres else _sqlite(url)
         #: where it is, for people: a file or an address without its password
-        self.where = url.render_as_string(hide_password=True) if self.is_postgres else str(_file(url))
+        self.where = _shown(url) if self.is_postgres else str(_file(url))
         #: SQLite's file
         self.path = None if self.is_postgres else _file(url)
 
@@ -152,6 +152,10 @@ def _address(at: str | Path) -> URL:
     if backend != "sqlite" or not url.database or url.database == ":memory:":
         raise ConfigError(f"OFFLOAD_DATABASE_URL: the ledger is a SQLite file or a PostgreSQL database; {expected}")
     return url
+
+
+def _shown(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=True)
 
 
 def _file(url: URL) -> Path:
