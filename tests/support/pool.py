@@ -67,7 +67,12 @@ class TestPool:
     __test__ = False
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], hurry: float = HURRY, redis: Redis | None = None
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        hurry: float = HURRY,
+        redis: Redis | None = None,
+        database_url: str | None = None,
     ) -> None:
         self.home = folder / "home"
         self.home.mkdir(parents=True, exist_ok=True)
@@ -80,10 +85,16 @@ class TestPool:
             "OFFLOAD_TIME_DIVISOR": str(hurry),
             "OFFLOAD_NODE": "here",
         }
+        if database_url is not None:
+            self.environment["OFFLOAD_DATABASE_URL"] = database_url
         self.log = (folder / "roles.log").open("ab")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._workers: list[subprocess.Popen[bytes]] = []
-        self.pool = Pool(Settings(home=self.home, redis_url=self.redis.url, time_divisor=hurry, node="here"))
+        self.pool = Pool(
+            Settings(
+                home=self.home, redis_url=self.redis.url, database_url=database_url, time_divisor=hurry, node="here"
+            )
+        )
 
     @property
     def db(self) -> Database:
@@ -192,10 +203,15 @@ def simulated(url: str, in_flight: int = 8, **provider: Any) -> dict[str, Any]:
 
 @contextmanager
 def running(
-    folder: Path, config: Mapping[str, Any], *, hurry: float = HURRY, redis: Redis | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    hurry: float = HURRY,
+    redis: Redis | None = None,
+    database_url: str | None = None,
 ) -> Iterator[TestPool]:
     """A pool for the length of a `with` block; no role runs yet. redis: one that outlives it."""
-    pool = TestPool(folder, config, hurry, redis)
+    pool = TestPool(folder, config, hurry, redis, database_url)
     try:
         yield pool
     finally:
