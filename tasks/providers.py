@@ -59,6 +59,10 @@ def _zone(name: str) -> str:
     return name
 
 
+#: a program and its arguments; no shell reads them
+Argv = tuple[Annotated[str, Field(min_length=1), AfterValidator(_argument)], ...]
+
+
 class Strict(BaseModel):
     """Unknown keys are errors, and errors never show values."""
 
@@ -100,9 +104,12 @@ class Provider(Strict):
     path: Path | None = Field(None, description="gguf: the model file")
     slots: int = Field(4, ge=1, le=256, description="gguf: requests served at once")
     context: Context = Field(DEFAULT_CONTEXT, description="gguf: tokens per slot")
-    command: tuple[Annotated[str, Field(min_length=1), AfterValidator(_argument)], ...] = Field(
+    command: Argv = Field(
         (), description="command: the program and its arguments; the prompt comes on its standard input"
     )
+    start: Argv = Field((), description="starts its server, as [systemctl, --user, start, ollama]; run on its node")
+    stop: Argv = Field((), description="stops its server once its node is drained: offload nodes stop")
+    status: Argv = Field((), description="ends with status 0 while its server runs; asked besides a probe")
     limits: tuple[Limit, ...] = Field((), description="at a limit, jobs wait")
     prices: dict[str, dict[Name, Price]] = Field(
         default_factory=dict, description="model -> unit -> what a call costs of it; `usd` is a unit like others"
@@ -112,6 +119,11 @@ class Provider(Strict):
     def where(self) -> str:
         """Its address, file or program, for people."""
         return self.url or str(self.path or self.command[0])
+
+    @property
+    def has_server(self) -> bool:
+        """Whether a model server of its own runs for it on a node."""
+        return self.kind in ("ollama", "openai") and self.reach is not Reach.CLOUD
 
     @model_validator(mode="before")
     @classmethod
@@ -146,6 +158,14 @@ class Provider(Strict):
         actual = reach_of_host(urlsplit(self.url).hostname or "") if self.url else None
         if actual is not None and not within(actual, self.reach):
             raise ValueError(f"its address has reach {actual}, and it is declared {self.reach}; say reach: {actual}")
+        return self
+
+    @model_validator(mode="after")
+    def _commands_have_a_server(self) -> Provider:
+        given = [name for name in ("start", "stop", "status") if getattr(self, name)]
+        if given and not self.has_server:
+            words = f"a provider of kind {self.kind} and reach {self.reach} has no server on a node"
+            raise ValueError(f"{', '.join(given)}: {words}")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,28 @@ def test_one_that_leaves_something_running_has_answered(tmp_path: Path) -> None:
     word, pid = run(program(tmp_path, code), chat("x", seconds=60)).text.split()
     assert word == "done"
     psutil.Process(int(pid)).kill()
+
+
+CALLER = """
+import asyncio, sys
+from tests.contract.test_command_backend import LEAVES, Border, Call, Command, Reach
+asyncio.run(Command([sys.argv[1]], "agent", Border(Reach.LOCAL)).call(Call("chat", "m", clearance=LEAVES)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells a child of its parent's death")
+def test_it_ends_with_its_worker(tmp_path: Path) -> None:
+    """kill -9 of the worker leaves no program behind that works for nobody."""
+    told = tmp_path / "pid"
+    program(tmp_path, f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    worker = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path / "agent")])
+    try:
+        pid = int(eventually(lambda: told.exists() and told.read_text(), "it runs"))
+        worker.kill()
+        eventually(lambda: not psutil.pid_exists(pid), "it ended", 5)
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_it_is_told_nothing_of_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ one call row.
     refusals.py      which status, and which error inside a stream, is which CallError
     streams.py       chunks of bytes → lines → server-sent events or JSON lines
     locality.py      whether an Ollama's models run on its own machine
+    unloading.py     how each model server is asked to free its memory
     recognise.py     which model server answers at an address, and how it is
     ollama_api.py    Ollama's native /api/chat, /api/generate and /api/embed
     openai_api.py    chat, completions and embeddings as vLLM, llama-swap, llama.cpp and LM Studio speak them
@@ -27,7 +28,7 @@ A new protocol is one file here and one line in `connect`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -135,6 +136,12 @@ class Backend(Protocol):
 
     async def probe(self) -> Probe:
         """Ask the server how it is; never generates, never raises for a server that is down."""
+
+    async def unload(self, models: Collection[str]) -> bool:
+        """Ask the server to take these of its models out of memory; False where it has no way to be asked.
+
+        Raises CallError, Busy `still_loaded` where one stays. Nothing of a job is sent.
+        """
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -21,7 +21,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import Any
 
 import anthropic
@@ -103,6 +103,10 @@ class Anthropic:
         except Exception as error:
             return Probe(Health.BUSY, str(error) if isinstance(error, Permanent) else type(error).__name__)
         return Probe(Health.HEALTHY, server="anthropic")
+
+    async def unload(self, models: Collection[str]) -> bool:
+        """Its memory is its own."""
+        return False
 
     async def aclose(self) -> None:
         """Close every connection."""

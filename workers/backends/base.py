@@ -50,7 +50,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The reply to a short question (GET)."""
+    """The reply to a short question."""
 
     status: int
     server: str  #: the Server header
@@ -91,9 +91,16 @@ class Http:
 
         seconds: to connect, and as long again for the answer.
         """
+        return await self._short("GET", path, b"", seconds)
+
+    async def tell(self, path: str, body: Mapping[str, Any], seconds: float) -> Answer:
+        """Tell the server something about itself, never anything of a job (POST); otherwise as `get`."""
+        return await self._short("POST", path, self._encode(body), seconds)
+
+    async def _short(self, method: str, path: str, content: bytes, seconds: float) -> Answer:
         limits = Timeouts(connect=seconds, load=0.0, first_token=2 * seconds, total=2 * seconds)
         asked = _Asked()
-        await self._exchange(self._request("GET", path, b"", limits), asked, limits)
+        await self._exchange(self._request(method, path, content, limits), asked, limits)
         return Answer(asked.status, asked.server, bytes(asked.body))
 
     async def aclose(self) -> None:
@@ -197,7 +204,7 @@ class _Chunks(AsyncIterator[bytes]):
 
 
 class _Asked:
-    """Reads the reply to a GET, whatever its status."""
+    """Reads the reply to a short question, whatever its status."""
 
     def __init__(self) -> None:
         self.status = 0

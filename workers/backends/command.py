@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -87,6 +89,7 @@ class Command:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=_end_with_worker if _prctl is not None else None,
             )
         except OSError as error:
             reason = f"{self._name}: {self._argv[0]} cannot be started ({error.strerror})"
@@ -98,8 +101,21 @@ class Command:
             return Probe(Health.MISCONFIGURED, f"there is no program {self._argv[0]}")
         return Probe(Health.HEALTHY, server="command")
 
+    async def unload(self, models: Collection[str]) -> bool:
+        """A program holds nothing between calls."""
+        return True
+
     async def aclose(self) -> None:
         """Nothing is held between calls."""
+
+
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before any fork
+
+
+def _end_with_worker() -> None:
+    """In the program, before it runs: it is killed when the worker is, so that it does not work for nobody."""
+    assert _prctl is not None
+    _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

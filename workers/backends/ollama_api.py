@@ -13,7 +13,7 @@ Read on the wire, not in the documents:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tasks.errors import Permanent
@@ -24,6 +24,7 @@ from workers.backends.border import LOOPBACK, Border
 from workers.backends.locality import Locality
 from workers.backends.refusals import midstream
 from workers.backends.streams import JsonLines, WholeBody, incomplete, malformed, vectors
+from workers.backends.unloading import unload
 
 #: OpenAI's name of a generation parameter → Ollama's option; what is not here Ollama does not have
 OPTION_OF_EXTRA = {
@@ -69,6 +70,10 @@ class Ollama:
         """Ask /api/tags and /api/ps; models that run elsewhere are left out."""
         probe = await recognise.ollama(self._ask)
         return dataclasses.replace(probe, models=()) if self._is_cloud else probe
+
+    async def unload(self, models: Collection[str]) -> bool:
+        """Let Ollama forget those of the models that it holds; a cloud's memory is its own."""
+        return not self._is_cloud and await unload(self._http, "ollama", models)
 
     async def aclose(self) -> None:
         """Close every connection."""

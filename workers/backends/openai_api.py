@@ -12,16 +12,19 @@ with its /v1.  What a call carries becomes, by name:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from tasks.errors import Offline
 from tasks.privacy import Reach, is_cloud_name
-from workers.backends import Call, Probe, Reply
+from workers.backends import Call, Health, Probe, Reply
 from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border
 from workers.backends.locality import Locality
 from workers.backends.recognise import recognise
 from workers.backends.refusals import midstream
 from workers.backends.streams import ServerSentEvents, WholeBody, incomplete, malformed, parse, vectors
+from workers.backends.unloading import unload
 
 #: names of a class's options that OpenAI-compatible servers know as well
 SHARED_OPTIONS = frozenset(
@@ -62,6 +65,15 @@ class OpenAI:
         probe = await recognise(self._ask)
         self._is_ollama = probe.server == "ollama"
         return probe
+
+    async def unload(self, models: Collection[str]) -> bool:
+        """Ask in the way of the server that answers; raises Offline when none does."""
+        if self._is_cloud:
+            return False
+        probe = await self.probe()
+        if probe.health is Health.OFFLINE:
+            raise Offline("offline", probe.detail)
+        return await unload(self._http, probe.server, models)
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -32,7 +32,7 @@ async def recognise(ask: Ask) -> Probe:
                 return probe
     except CallError as error:
         return _unreachable(error)
-    if not _rows(listed.json(), "data") and "data" not in listed.json():
+    if not rows_of(listed.json(), "data") and "data" not in listed.json():
         return Probe(Health.MISCONFIGURED, "no OpenAI-compatible list of models at /v1/models")
     return Probe(Health.HEALTHY, server="openai", models=_ids(listed), context=_context(listed))
 
@@ -43,12 +43,12 @@ async def ollama(ask: Ask) -> Probe:
         tags = await ask("/api/tags")
         if tags.status != 200:
             return _refused(tags)
-        running = _rows((await ask("/api/ps")).json(), "models")
+        running = rows_of((await ask("/api/ps")).json(), "models")
     except CallError as error:
         return _unreachable(error)
     if "models" not in tags.json():
         return Probe(Health.MISCONFIGURED, "no Ollama: /api/tags lists no models")
-    loaded = [row for row in running if not _is_remote(row)]
+    loaded = [row for row in running if not is_remote(row)]
     contexts = [row["context_length"] for row in loaded if isinstance(row.get("context_length"), int)]
     return Probe(
         Health.HEALTHY,
@@ -61,9 +61,9 @@ async def ollama(ask: Ask) -> Probe:
 
 def ollama_names(tags: Answer) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names in a reply of /api/tags: those that run here, and those that run elsewhere."""
-    rows = _rows(tags.json(), "models")
-    here = tuple(str(row.get("name")) for row in rows if not _is_remote(row))
-    return here, tuple(str(row.get("name")) for row in rows if _is_remote(row))
+    rows = rows_of(tags.json(), "models")
+    here = tuple(str(row.get("name")) for row in rows if not is_remote(row))
+    return here, tuple(str(row.get("name")) for row in rows if is_remote(row))
 
 
 async def _ollama(ask: Ask, _listed: Answer) -> Probe | None:
@@ -93,7 +93,7 @@ async def _llama_swap(ask: Ask, listed: Answer) -> Probe | None:
     running = (await ask("/running")).json()
     if not isinstance(running.get("running"), list):
         return None
-    rows = _rows(running, "running")
+    rows = rows_of(running, "running")
     starting = [str(row.get("model")) for row in rows if row.get("state") == "starting"]
     return Probe(
         Health.WARMING if starting else Health.HEALTHY,
@@ -119,7 +119,7 @@ async def _vllm(ask: Ask, listed: Answer) -> Probe | None:
 
 
 async def _lm_studio(ask: Ask, listed: Answer) -> Probe | None:
-    rows = _rows((await ask("/api/v1/models")).json(), "models")
+    rows = rows_of((await ask("/api/v1/models")).json(), "models")
     rows = [row for row in rows if isinstance(row.get("loaded_instances"), list)]
     if not rows:
         return None
@@ -137,7 +137,7 @@ async def _litellm(ask: Ask, listed: Answer) -> Probe | None:
 _MARKS = (_llama_cpp, _vllm, _ollama, _llama_swap, _lm_studio, _litellm)
 
 
-def _is_remote(row: Mapping[str, Any]) -> bool:
+def is_remote(row: Mapping[str, Any]) -> bool:
     return bool(row.get("remote_host")) or is_cloud_name(str(row.get("name", "")))
 
 
@@ -158,21 +158,21 @@ def _refused(answer: Answer) -> Probe:
     return Probe(Health.MISCONFIGURED, detail, server)
 
 
-def _rows(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+def rows_of(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     rows = body.get(key)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _ids(listed: Answer) -> tuple[str, ...]:
-    return tuple(str(row["id"]) for row in _rows(listed.json(), "data") if "id" in row)
+    return tuple(str(row["id"]) for row in rows_of(listed.json(), "data") if "id" in row)
 
 
 def _owner(listed: Answer) -> str:
-    rows = _rows(listed.json(), "data")
+    rows = rows_of(listed.json(), "data")
     return str(rows[0].get("owned_by", "")) if rows else ""
 
 
 def _context(listed: Answer) -> int | None:
-    rows = _rows(listed.json(), "data")
+    rows = rows_of(listed.json(), "data")
     sizes = [row["max_model_len"] for row in rows if isinstance(row.get("max_model_len"), int)]
     return min(sizes, default=None)

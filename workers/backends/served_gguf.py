@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from tasks.errors import Offline, PoolError
 from workers.backends import Backend, Call, Health, Probe, Reply, connect
@@ -39,6 +40,11 @@ class ServedGguf:
         await self.aclose()
         await self._server.start()
         self._backend = connect("gguf", self._server.url, self._name, self._server.api_key)
+
+    async def unload(self, models: Collection[str]) -> bool:
+        """End the server, which holds one model; the next probe starts it again."""
+        await self.aclose()
+        return True
 
     async def aclose(self) -> None:
         """Close the connections and end the server."""

@@ -106,6 +106,10 @@ class OllamaGenerate(_Ollama):
 
     def read(self, body: Body, config: SimulatorConfig) -> Ask:
         prompt = str(body.get("prompt") or "")
+        asked = str(body.get("model"))
+        if not prompt and body.get("keep_alive") == 0 and (found := config.resolve(asked)):  # one that embeds, too
+            stream = body.get("stream") is not False
+            return Ask(found[0], asked, found[1], "", stream=stream, keep_alive=0.0, only="unload")
         ask = self._ask(body, config, str(body.get("system") or ""), prompt)
         if not prompt:
             ask.only = "unload" if ask.keep_alive == 0 else "load"
