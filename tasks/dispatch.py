@@ -8,7 +8,7 @@ straight back, so Redis being away costs nothing but time.
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,12 +20,13 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.errors import BrokerDown
 from tasks.ledger.claims import put_back, requeue
+from tasks.ledger.control import is_served
 from tasks.ledger.database import DISPATCH_LOCK, Database, retried
 from tasks.privacy import TIERS_OF, Reach
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, Job, Slice, Worker
-from tasks.turns import IDLE_WINDOW, LiveWorker, Waiting, next_turn, slice_size, suspect_slice, window
+from tasks.turns import IDLE_WINDOW, LiveWorker, Waiting, next_turn, share, slice_size, suspect_slice, window
 
 #: batches of one class that take turns in one look; more of them wait for the next look
 BATCHES_A_LOOK = 64
@@ -90,7 +91,9 @@ def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Se
         sent: list[Sent] = []
         for name, found in queues.items():
             queue = _Queue(name, _tiers(furthest[name]), now)
-            sent += _fill_class(c, queue, found, _room(name, turns, live, out), _size(name, live))
+            mine = out.get(name, Counter())
+            room = _room(name, turns, live) - mine.total()
+            sent += _fill_class(c, queue, found, mine, room, _size(name, live))
     return sent
 
 
@@ -135,8 +138,8 @@ def _waiting_batches(c: Connection, queue: _Queue) -> Sequence[Row[Any]]:
         *(exists().where(jobs.c.batch_id == batches.c.id, *_may_be_sent(queue), jobs.c.tier == t) for t in queue.tiers)
     )
     query = (
-        select(batches.c.id, batches.c.priority, batches.c.opened_at)
-        .where(batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), due)
+        select(batches.c.id, batches.c.priority, batches.c.opened_at, batches.c.open)
+        .where(batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), due)
         .order_by(batches.c.priority.desc(), batches.c.served_at, batches.c.opened_at)
         .limit(BATCHES_A_LOOK)
     )
@@ -167,16 +170,18 @@ def _keep_turns(c: Connection, live: Sequence[LiveWorker], turns: Mapping[str, s
             c.execute(update(workers).where(workers.c.name == worker.name).values(turn_class=turn, turn_since=now))
 
 
-def _out(c: Connection) -> dict[str, int]:
-    """Jobs dispatched or running, by class."""
-    query = select(jobs.c.model_class, func.count()).where(IS_OUT).group_by(jobs.c.model_class)
-    return dict(c.execute(query).all())
+def _out(c: Connection) -> dict[str, Counter[str]]:
+    """Jobs dispatched or running, by class and batch."""
+    of = jobs.c.model_class, jobs.c.batch_id
+    found: dict[str, Counter[str]] = {}
+    for name, batch_id, n in c.execute(select(*of, func.count()).where(IS_OUT).group_by(*of)):
+        found.setdefault(name, Counter())[batch_id] = n
+    return found
 
 
-def _room(name: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker], out: Mapping[str, int]) -> int:
-    served = any(name in s.classes for s in live)
-    whole = window(name, turns, live) if served else IDLE_WINDOW
-    return whole - out.get(name, 0)
+def _room(name: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker]) -> int:
+    """Jobs of a class that may be out."""
+    return window(name, turns, live) if any(name in s.classes for s in live) else IDLE_WINDOW
 
 
 def _size(name: str, live: Sequence[LiveWorker]) -> int:
@@ -185,21 +190,26 @@ def _size(name: str, live: Sequence[LiveWorker]) -> int:
     return min(sizes, default=IDLE_WINDOW)
 
 
-def _fill_class(c: Connection, queue: _Queue, found: Sequence[Row[Any]], room: int, size: int) -> list[Sent]:
-    """Cut slices while there is room: the highest priority first, batches of one priority in turns."""
+def _fill_class(
+    c: Connection, queue: _Queue, found: Sequence[Row[Any]], out: Counter[str], room: int, size: int
+) -> list[Sent]:
+    """Cut slices while there is room: the highest priority first; of equal batches the one furthest below its share."""
     if room < size:
         room += _take_back_lower(c, queue.name, found[0].priority, size - room)
     sent: list[Sent] = []
     for _, equal in groupby(found, key=lambda row: row.priority):
-        turns = deque(equal)
-        while turns and room >= size:  # a slice that would not be full waits for the next look, never far away
-            one = _cut(c, queue, turns[0], size)
+        left = list(equal)  # the one that was served longest ago is the first
+        largest = max(row.open for row in left)
+        shares = {row.id: share(row.open, largest) for row in left}
+        while left and room >= size:  # a slice that would not be full waits for the next look, never far away
+            batch = min(left, key=lambda row: out[row.id] / shares[row.id])
+            one = _cut(c, queue, batch, size)
             if one is None:
-                turns.popleft()
+                left.remove(batch)
                 continue
             sent.append(one)
+            out[batch.id] += one.jobs
             room -= one.jobs
-            turns.rotate(-1)
     return sent
 
 

@@ -18,6 +18,8 @@ SLICES_PER_CAPACITY = 2
 MAX_SLICE = 100
 #: jobs sent ahead to a class that no live worker serves
 IDLE_WINDOW = 16
+#: a batch is small beside one with so many times its open jobs, and has so many times that one's share
+MUCH_LARGER, SMALL_SHARE = 10, 2
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,14 @@ def slice_size(capacity: int) -> int:
 def window(model_class: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker]) -> int:
     """Jobs of a class that may be dispatched or running at once."""
     return sum(WINDOW * s.capacity for s in live if turns.get(s.name) == model_class)
+
+
+def share(open_jobs: int, largest: int) -> int:
+    """What a batch gets of a class beside an equal one. largest: the open jobs of the largest of its equals.
+
+    With a turn for each, a small batch would need twice its time alone and then what it waits for its first turn.
+    """
+    return SMALL_SHARE if open_jobs * MUCH_LARGER <= largest else 1
 
 
 def suspect_slice(crashes: int, size: int) -> int:

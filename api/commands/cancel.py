@@ -7,7 +7,7 @@ import click
 from api.commands.output import print_json, say
 from api.use_cases.pool import Pool
 from tasks.errors import PoolError
-from tasks.ledger import endings, reading
+from tasks.ledger import control, endings, reading, standing
 from tasks.states import BatchState
 
 
@@ -15,13 +15,22 @@ from tasks.states import BatchState
 @click.argument("batch_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cancel(batch_id: str, as_json: bool) -> None:
-    """Cancel what batch ID still has before it; calls in flight are closed, finished results are kept."""
+    """Cancel what batch ID still has before it; calls in flight are closed, finished results are kept.
+
+    Batches that depend on it are cancelled, too; its retries are not: they are batches of their own.
+    """
     pool = Pool()
     if reading.batch(pool.db, batch_id).state == BatchState.LOADING:
         raise PoolError("the batch is being submitted; interrupt that submit, and nothing of it stays")
     stopped = endings.cancel(pool.db, batch_id)
+    dependents = control.cancel_dependents(pool.db)
     row = reading.batch(pool.db, batch_id)
     if as_json:
-        print_json({"id": batch_id, "state": row.state, "cancelled": stopped})
-    else:
-        say(f"{stopped:,} jobs cancelled; the batch is {row.state}" if stopped else f"the batch is {row.state} already")
+        print_json({"id": batch_id, "state": row.state, "cancelled": stopped, "dependents": sorted(dependents)})
+        return
+    say(f"{stopped:,} jobs cancelled; the batch is {row.state}" if stopped else f"the batch is {row.state} already")
+    for dependent, jobs in dependents.items():
+        say(f"{dependent} depends on it: {jobs:,} jobs cancelled there")
+    for retry in standing.retries_of(pool.db, batch_id):
+        if retry.open:
+            say(f"{retry.id} goes on, which retries lines of it; stop it with: offload cancel {retry.id}")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import orjson
 
+from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, say
 from api.commands.said import said_options
 from api.commands.submit import dispatch_now, going_on
@@ -38,7 +39,9 @@ JSON_ERRORS = frozenset({"bad_json", "schema_mismatch"})
 @click.option("--system", metavar="TEXT", help="Instructions before the prompt.")
 @click.option("--model", metavar="M", help="A configured model or class.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="json: the result line.")
-@click.option("--deadline", type=Seconds(), metavar="S", help="A job not done after so many seconds expires (24 h).")
+@click.option(
+    "--deadline", type=Deadline(), metavar="WHEN", help="A job not done by then expires: 30m, 2h, 18:30 (24h)."
+)
 @said_options
 @click.option("--timeout", type=Seconds(), metavar="S", help="Exit 4 after so many seconds.")
 def run(

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import click
 
+from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
 from api.commands.said import said_options
 from api.use_cases.pool import Pool
@@ -22,6 +23,8 @@ from tasks.ledger import reading
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.routing import Said
 
+#: priorities a batch may have; all are below that of `run`, for which somebody waits
+PRIORITY = click.IntRange(-99, 99)
 #: lines after which a long submit says where it is
 SAY_EVERY_LINES = 100_000
 
@@ -31,7 +34,9 @@ SAY_EVERY_LINES = 100_000
 @click.option("--category", metavar="C", help="Category of lines that name none.")
 @click.option("--name", metavar="N", help="A name for people.")
 @click.option("--idempotency-key", "key", metavar="K", help="Submitting again with this key gives the same batch.")
-@click.option("--deadline", type=Seconds(), metavar="S", help="Jobs not done after so many seconds expire (24 h).")
+@click.option("--priority", type=PRIORITY, default=0, metavar="N", help="Higher is served first: -99 to 99, else 0.")
+@click.option("--deadline", type=Deadline(), metavar="WHEN", help="Jobs not done by then expire: 30m, 2h, 18:30 (24h).")
+@click.option("--depends-on", "needs", multiple=True, metavar="ID", help="Wait for that batch's end; repeatable.")
 @said_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; write the others to FILE.rejected.")
 @click.option("--wait", "waits", is_flag=True, help="Show progress, then write the results.")
@@ -43,7 +48,9 @@ def submit(
     category: str | None,
     name: str | None,
     key: str | None,
+    priority: int,
     deadline: float | None,
+    needs: tuple[str, ...],
     said: Said,
     skip_invalid: bool,
     waits: bool,
@@ -55,7 +62,7 @@ def submit(
 
     All lines are checked first: if one is wrong, every fault is shown and nothing is submitted. What --touches, --for
     and --security say holds for lines that say nothing themselves, --privacy for those that are no tighter, --consent
-    for all.
+    for all. A batch that depends on one that is cancelled is cancelled, too.
     """
     if key is not None and not 1 <= len(key) <= 200:
         raise click.UsageError("--idempotency-key has 1 to 200 characters")
@@ -70,6 +77,8 @@ def submit(
         said=replace(said, category=category),
         name=name,
         key=key,
+        priority=priority,
+        needs=needs,
         deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,
         rejects=rejects.open if skip_invalid else None,
         on_fault=_say_fault,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +11,10 @@ import click
 
 from api.commands.output import Seconds, print_json, say, seconds, show_progress, table
 from api.commands.submit import exit_code, going_on
+from api.use_cases.outlook import Outlook, outlook
 from api.use_cases.pool import Pool
-from api.use_cases.watching import counts, is_running, live_workers, watch, why_waiting
-from tasks.ledger import audits, reading
+from api.use_cases.watching import counts, is_running, live_workers, now, watch
+from tasks.ledger import audits, reading, standing
 from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 
 
@@ -49,17 +50,33 @@ def status(batch_id: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def batches(limit: int, all_: bool, as_json: bool) -> None:
     """List batches, the newest first."""
-    rows = reading.recent_batches(Pool().db, limit, audits_too=all_)
+    pool = Pool()
+    rows = reading.recent_batches(pool.db, limit, audits_too=all_)
+    waits = standing.waits_for(pool.db, [row.id for row in rows if row.state == BatchState.OPEN])
+    needs = {batch_id: [needed.id for needed in found] for batch_id, found in waits.items()}
     if as_json:
-        print_json([_batch_json(row) for row in rows])
+        print_json([_batch_json(row) | {"waits_for": needs.get(row.id, [])} for row in rows])
         return
-    now = time.time()
-    head = ("id", "state", "jobs", "done", "not done", "age", "name")
+    at = now(pool)
+    head = ("id", "state", "jobs", "done", "not done", "age", "name", "")
     body = [
-        (r.id, r.state, r.total, r.done + r.escalated, _not_done(r), seconds(now - r.created_at), r.name or "")
+        (
+            r.id, r.state, r.total, r.done + r.escalated, _not_done(r), seconds(at - r.created_at), r.name or "",
+            "; ".join(_notes(r, needs.get(r.id, []))),
+        )
         for r in rows
-    ]
+    ]  # fmt: skip
     click.echo(table(head, body))
+
+
+def _notes(row: Any, needs: list[str]) -> Iterator[str]:
+    """What is special about a batch."""
+    if row.state == BatchState.OPEN and row.paused_at is not None:
+        yield "paused"
+    if needs:
+        yield f"waits for {', '.join(needs)}"
+    if row.retry_of is not None:
+        yield f"retries {row.retry_of}"
 
 
 def _not_done(row: Any) -> int:
@@ -71,6 +88,9 @@ def _batch_json(row: Any) -> dict[str, Any]:
         "id": row.id,
         "name": row.name,
         "state": row.state,
+        "priority": row.priority,
+        "paused_at": row.paused_at if row.state == BatchState.OPEN else None,
+        "retry_of": row.retry_of,
         "total": row.total,
         **counts(row),
         "created_at": row.created_at,
@@ -82,25 +102,79 @@ def _batch_json(row: Any) -> dict[str, Any]:
 def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
     row = reading.batch(pool.db, batch_id)
     categories = reading.by_category(pool.db, batch_id)
-    waiting = why_waiting(pool, batch_id) if row.state == BatchState.OPEN else {}
+    ahead = outlook(pool, row) if row.state == BatchState.OPEN else None
+    retries = standing.retries_of(pool.db, batch_id)
     audited = audits.counted(pool.db, batch_id)
     ended = sum(counts(row).values())
-    took = (row.finished_at or time.time()) - (row.opened_at or row.created_at)
-    rate = ended / took if took > 0 else 0.0
-    left = (row.total - ended) / rate if row.state == BatchState.OPEN and rate else None
+    took = (row.finished_at or now(pool)) - (row.opened_at or row.created_at)
+    rate = ahead.rate if ahead else ended / took if took > 0 else 0.0
     if as_json:
-        more = {"took_s": took, "rate": rate, "left_s": left, "waiting": waiting, "audits": audited}
+        more = {"took_s": took, "rate": rate, "audits": audited, **_outlook_json(ahead)}
+        more["retries"] = [{"id": r.id, "state": r.state, "total": r.total, "open": r.open} for r in retries]
         print_json(_batch_json(row) | more | {"categories": [asdict(c) for c in categories]})
         return
-    words = f", {seconds(left)} left" if left is not None else ""
-    click.echo(f"{row.id}  {row.state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{words}")
+    state = f"{row.state}, paused" if ahead and row.paused_at is not None else row.state
+    left = f", {_left(row, ahead, now(pool))}" if ahead else ""
+    click.echo(f"{row.id}  {state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{left}")
     click.echo(category_table(categories))
-    for name, reason in waiting.items():
-        click.echo(f"class {name}: {reason}")
+    for line in (*_outlook_lines(ahead), *_retry_lines(row, retries)):
+        click.echo(line)
     if row.escalated or row.refused:
         click.echo(f"escalated to the cloud: {row.escalated:,}; refused: {row.refused:,}")
     if audited:
         click.echo(f"audits: {_audit_words(audited)}")
+
+
+def _outlook_json(ahead: Outlook | None) -> dict[str, Any]:
+    if ahead is None:
+        return {"left_s": None, "left_unknown": None, "position": None, "waits_for": [], "waiting": {}}
+    return {
+        "left_s": ahead.left_s,
+        "left_unknown": ahead.why,
+        "position": asdict(ahead.place),
+        "waits_for": list(ahead.needs),
+        "waiting": ahead.waiting,
+    }
+
+
+def _left(row: Any, ahead: Outlook, at: float) -> str:
+    """The time left, or why it is unknown; and where the deadline comes first."""
+    if ahead.left_s is None:
+        return f"time left unknown: {ahead.why}"
+    to_deadline = max(0.0, row.deadline_at - at)
+    late = f" (its deadline comes first, in {seconds(to_deadline)})" if ahead.left_s > to_deadline else ""
+    return f"{seconds(ahead.left_s)} left{late}"
+
+
+def _outlook_lines(ahead: Outlook | None) -> Iterator[str]:
+    if ahead is None:
+        return
+    for name, reason in ahead.waiting.items():
+        if reason != ahead.why:
+            yield f"class {name}: {reason}"
+    for name, jobs in ahead.needs.items():
+        yield f"waits for {name}, which has {_jobs(jobs)} open"
+    at = ahead.place
+    if at.batches_ahead:
+        yield f"ahead of it: {_jobs(at.jobs_ahead)} of {_batches(at.batches_ahead)}"
+    if at.batches_beside:
+        yield f"takes turns with {_jobs(at.jobs_beside)} of {_batches(at.batches_beside)}"
+
+
+def _retry_lines(row: Any, retries: list[Any]) -> Iterator[str]:
+    if row.retry_of is not None:
+        yield f"retries lines of {row.retry_of}"
+    for retry in retries:
+        how = f"{_jobs(retry.open)} open" if retry.open else f"{retry.state}, {retry.done + retry.escalated:,} done"
+        yield f"{retry.id} retries {retry.total:,} of its lines: {how}"
+
+
+def _jobs(n: int) -> str:
+    return f"{n:,} job{'s' * (n != 1)}"
+
+
+def _batches(n: int) -> str:
+    return f"{n:,} batch{'es' * (n != 1)}"
 
 
 def _audit_words(counted: dict[str, int]) -> str:

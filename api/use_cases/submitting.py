@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.use_cases.pool import Pool
 from tasks.errors import InputError, LineFault, PoolError
+from tasks.ledger import reading
 from tasks.ledger import submit as loading
 from tasks.registry import Registry, nearest
 from tasks.routing import NOTHING, Said
@@ -46,13 +47,14 @@ class Submitted:
 class Request:
     """What to submit. said: for lines that say nothing themselves. rejects: where bad lines go; None refuses them all.
 
-    deadline_s: seconds from now after which unfinished jobs expire.
+    deadline_s: seconds from now after which unfinished jobs expire. needs: batches whose end its jobs wait for.
     """
 
     said: Said = NOTHING
     name: str | None = None
     key: str | None = None
     priority: int = 0
+    needs: Sequence[str] = ()
     deadline_s: float = loading.DEFAULT_DEADLINE_S
     rejects: Callable[[], BinaryIO] | None = None
     on_fault: OnFault = field(default=lambda fault: None)
@@ -62,8 +64,11 @@ class Request:
 def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
     """Validate all of a seekable file, then insert it; the return is the promise.
 
-    Raises InputError when there are faults and no place for bad lines, or when nothing valid is left.
+    Raises InputError when there are faults and no place for bad lines, or when nothing valid is left; NotFound for a
+    batch to wait for that is not there.
     """
+    for needed in request.needs:  # before a long file is read
+        reading.batch(pool.db, needed)
     if request.said.category is not None:
         _check_category(pool.registry, request.said.category)
     first = _Pass(pool.registry, request, source)
@@ -83,6 +88,7 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         key=request.key,
         body_hash=body_hash,
         deadline_s=request.deadline_s,
+        needs=request.needs,
     )
     if new:
         _load(pool, source, request, batch_id, body_hash)

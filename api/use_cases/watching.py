@@ -1,4 +1,4 @@
-"""Progress of a batch, and why its jobs wait."""
+"""Progress of a batch, and whether a pool is there to make any."""
 
 from __future__ import annotations
 
@@ -80,33 +80,6 @@ def _progress(row: Any, seen: deque[tuple[float, int]]) -> Progress:
     )
 
 
-def why_waiting(pool: Pool, batch_id: str) -> dict[str, str]:
-    """For each class with jobs that are not terminal: why they wait, in words."""
-    workers = reading.all_workers(pool.db)
-    reasons = {}
-    for name, states in reading.waiting_by_class(pool.db, batch_id).items():
-        reasons[name] = _reason(pool, batch_id, name, states, workers)
-    return reasons
-
-
-def _reason(pool: Pool, batch_id: str, name: str, states: dict[str, int], workers: list[Any]) -> str:
-    live = live_workers(pool, workers)
-    serving = [w for w in live if name in w.classes]
-    if states.get(JobState.RUNNING):
-        return f"{states[JobState.RUNNING]} with {', '.join(w.name for w in serving) or 'a worker'}"
-    if not is_running(pool):
-        return "the pool is not running: offload up"
-    if reading.all_held_back(pool.db, batch_id, name, [w.reach for w in serving]):
-        return f"no server is near enough: the jobs may not go as far as class {name} reaches"
-    if not serving:
-        return f"no live worker serves class {name}: offload doctor"
-    if not any(w.consuming for w in serving):
-        return "; ".join(f"{w.name} is {w.health}: {w.detail}" for w in serving)
-    if error := reading.last_error(pool.db, batch_id, name):
-        return f"waits to be tried again: {error}"
-    return f"waits for its turn on {', '.join(w.name for w in serving)}"
-
-
 def is_running(pool: Pool) -> bool:
     """Whether a pool runs here: its supervisor's lock is held, or with a Redis elsewhere, a worker lives."""
     if running_pid(pool.settings) is not None:
@@ -116,5 +89,11 @@ def is_running(pool: Pool) -> bool:
 
 def live_workers(pool: Pool, workers: list[Any]) -> list[Any]:
     """The workers seen lately."""
-    since = time.time() - pool.settings.times.worker_gone
+    since = now(pool) - pool.settings.times.worker_gone
     return [w for w in workers if w.last_seen > since]
+
+
+def now(pool: Pool) -> float:
+    """Unix seconds by the ledger's clock."""
+    with pool.db.read() as c:
+        return pool.db.now(c)

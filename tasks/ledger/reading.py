@@ -12,6 +12,7 @@ from sqlalchemy.engine import Row
 
 from tasks.errors import NotFound
 from tasks.ledger.database import Database
+from tasks.ledger.retries import family, newest
 from tasks.privacy import TIERS_OF, Reach
 from tasks.states import ANSWERED, TERMINAL, JobState
 from tasks.tables import Audit, Batch, Job, Output, Worker
@@ -141,32 +142,45 @@ def last_error(db: Database, batch_id: str, model_class: str) -> str | None:
 
 
 def results(db: Database, batch_id: str, state: str | None = None) -> Iterator[bytes]:
-    """The result lines of the jobs that are terminal, in input order, each JSON without a line end."""
+    """The result lines of the jobs that are terminal, in input order, each JSON without a line end.
+
+    Of a line that was retried it is the newest job that is terminal; while the retry runs, the one before.
+    """
     last = 0
     wanted = [state] if state else list(TERMINAL)
+    with db.read() as c:
+        tries = [row.id for row in family(c, batch_id)]
     while True:
         with db.read() as c:
             query = (
                 select(jobs)
-                .where(jobs.c.batch_id == batch_id, jobs.c.line > last, jobs.c.state.in_(wanted))
+                .where(jobs.c.batch_id == batch_id, jobs.c.line > last)
+                .where(jobs.c.state.in_(wanted if len(tries) == 1 else TERMINAL))
                 .order_by(jobs.c.line)
                 .limit(PAGE)
             )
             page = c.execute(query).all()
-        for start in range(0, len(page), OUTPUTS):
-            yield from _with_outputs(db, page[start : start + OUTPUTS])
+            rows = page if len(tries) == 1 else _newest(c, tries, page, wanted)
+        for start in range(0, len(rows), OUTPUTS):
+            yield from _with_outputs(db, batch_id, rows[start : start + OUTPUTS])
         if len(page) < PAGE:
             return
         last = page[-1].line
 
 
-def _with_outputs(db: Database, page: Sequence[Row[Any]]) -> Iterator[bytes]:
+def _newest(c: Connection, tries: Sequence[str], page: Sequence[Row[Any]], wanted: Sequence[str]) -> list[Row[Any]]:
+    found = newest(c, tries, [row.line for row in page], ended=True)
+    return [found[row.line] for row in page if found[row.line].state in wanted]
+
+
+def _with_outputs(db: Database, batch_id: str, page: Sequence[Row[Any]]) -> Iterator[bytes]:
     with db.read() as c:
         ids = [row.id for row in page]
         found = {row.job_id: row.output for row in c.execute(select(outputs).where(outputs.c.job_id.in_(ids)))}
         audited = {row.job_id: row for row in c.execute(select(audits).where(audits.c.job_id.in_(ids)))}
     for row in page:
-        yield result_line(row, found.pop(row.id, None), audited.get(row.id))
+        retry = None if row.batch_id == batch_id else row.batch_id
+        yield result_line(row, found.pop(row.id, None), audited.get(row.id), retry)
 
 
 def one_job(db: Database, batch_id: str) -> Row[Any]:
@@ -182,8 +196,8 @@ def one_job(db: Database, batch_id: str) -> Row[Any]:
         return c.execute(query).one()
 
 
-def result_line(row: Row[Any], output: bytes | None, audit: Row[Any] | None = None) -> bytes:
-    """A result as the README shows it. audit: its row, where the job was chosen for one."""
+def result_line(row: Row[Any], output: bytes | None, audit: Row[Any] | None = None, retry: str | None = None) -> bytes:
+    """A result as the README shows it. audit: its row, where the job was chosen for one. retry: whose it is."""
     line: dict[str, Any] = {
         "id": row.line_id,
         "category": row.category,
@@ -199,6 +213,8 @@ def result_line(row: Row[Any], output: bytes | None, audit: Row[Any] | None = No
     }
     if row.error_code and output is None:
         line["error"] = {"code": row.error_code, "message": row.error_message}
+    if retry is not None:
+        line["retry"] = retry
     if row.escalated_from is not None:
         line["escalated"] = {"from": row.escalated_from, "why": row.escalation}
     if row.verdict is not None:

@@ -6,18 +6,20 @@ import functools
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from tasks.errors import Conflict, PoolError
+from tasks.errors import Conflict, NotFound, PoolError, UsageError
 from tasks.ledger.database import Database, parts, retried
 from tasks.ledger.endings import close_batches
+from tasks.ledger.retries import begin_alone
 from tasks.ledger.strata import add_samples, drop_samples
 from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
-from tasks.tables import Batch, Body, Job
+from tasks.tables import Batch, Body, Dependency, Job
 
 #: jobs and bytes of bodies a commit; half a million rows in one would hold SQLite's write lock for 13 s
 COMMIT_JOBS, COMMIT_BYTES = 5_000, 8_000_000
@@ -30,6 +32,7 @@ GIVEN_UP = "this submit was silent for so long that it was given up; submit agai
 DEFAULT_DEADLINE_S = 24 * 3600.0
 
 batches = Batch.__table__  # type: ignore[attr-defined]
+dependencies = Dependency.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 bodies = Body.__table__  # type: ignore[attr-defined]
 
@@ -48,17 +51,22 @@ def begin(
     body_hash: str | None = None,
     deadline_s: float = DEFAULT_DEADLINE_S,
     kind: str = "jobs",
+    needs: Sequence[str] = (),
+    retry_of: str | None = None,
 ) -> tuple[str, bool]:
     """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
 
-    deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` for the pool's own. Raises Conflict
-    when the key was used for another body. A load that its process gave up is replaced.
+    deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` for the pool's own. needs: batches
+    whose end its jobs wait for. retry_of: the batch whose lines these are again. Raises Conflict when the key was used
+    for another body, NotFound for a needed batch that is not there, UsageError for one that was cancelled,
+    BeingRetried while another retry of the same lines is loading. A load that its process gave up is replaced.
     """
     while True:
         batch_id = new_batch_id()
         try:
             row = {"name": name, "priority": priority, "kind": kind, "idempotency_key": key, "body_hash": body_hash}
-            write = functools.partial(_insert_batch, db, deadline_s, {"id": batch_id, **row})
+            row |= {"id": batch_id, "retry_of": retry_of}
+            write = functools.partial(_insert_batch, db, deadline_s, row, sorted(set(needs)))
             _surely(db, write, exists().where(batches.c.id == batch_id))
             return batch_id, True
         except IntegrityError:
@@ -68,11 +76,25 @@ def begin(
 
 
 @retried
-def _insert_batch(db: Database, deadline_s: float, row: Mapping[str, object]) -> None:
+def _insert_batch(db: Database, deadline_s: float, row: Mapping[str, Any], needs: Sequence[str]) -> None:
     with db.write() as c:
+        if row["retry_of"] is not None:
+            begin_alone(c, row["retry_of"])
         now = db.now(c)
         times = {"created_at": now, "touched_at": now, "deadline_at": now + deadline_s}
-        c.execute(insert(batches).values(state=BatchState.LOADING, **times, **row))
+        c.execute(insert(batches).values(state=BatchState.LOADING, **times, **row))  # a known key is found here first
+        _check_needs(c, needs)
+        if needs:
+            c.execute(insert(dependencies), [{"batch_id": row["id"], "needs": needed} for needed in needs])
+
+
+def _check_needs(c: Connection, needs: Sequence[str]) -> None:
+    found = {r.id: r for r in c.execute(select(batches).where(batches.c.id.in_(needs)))} if needs else {}
+    for needed in needs:
+        if needed not in found or found[needed].state == BatchState.LOADING:
+            raise NotFound(f"there is no batch {needed[:80]!r} to wait for; `offload batches` lists them")
+        if found[needed].cancelled_at is not None:
+            raise UsageError(f"batch {needed} was cancelled, and with it would be what depends on it")
 
 
 def _surely(db: Database, write: Callable[[], None], written: ColumnElement[bool]) -> None:
@@ -81,14 +103,20 @@ def _surely(db: Database, write: Callable[[], None], written: ColumnElement[bool
     Raises what the database says when it is not back after RECONNECT_S.
     """
     until = time.monotonic() + RECONNECT_S
+    unsure = False
     while True:
         try:
             return write()
         except OperationalError as error:
             if not error.connection_invalidated:
                 raise
+            unsure = True
             if _is_there(db, written, until):
                 return None
+        except (IntegrityError, PoolError):  # what we looked for was still being committed, and now is there
+            if unsure and _is_there(db, written, until):
+                return None
+            raise
 
 
 def _is_there(db: Database, written: ColumnElement[bool], until: float) -> bool:
@@ -124,20 +152,20 @@ def _known(db: Database, key: str | None, body_hash: str | None) -> str | None:
         time.sleep(0.2)  # the same submit is under way in another process: wait for its end
 
 
-def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0) -> int:
-    """Insert jobs in commits of COMMIT_JOBS; returns how many."""
+def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0, *, drawn_as: str | None = None) -> int:
+    """Insert jobs in commits of COMMIT_JOBS; returns how many. drawn_as: the batch that draws audits for them."""
     ranks: dict[int, int] = {}
     total = 0
     for chunk in _chunks(lines):
         ranked = [(job, _rank(ranks, job)) for job in chunk]
         first = exists().where(jobs.c.batch_id == batch_id, jobs.c.line == chunk[0].line)
-        _surely(db, functools.partial(_add_chunk, db, batch_id, ranked, priority), first)
+        _surely(db, functools.partial(_add_chunk, db, batch_id, ranked, priority, drawn_as or batch_id), first)
         total += len(chunk)
     return total
 
 
 @retried
-def _add_chunk(db: Database, batch_id: str, ranked: Sequence[tuple[NewJob, int]], priority: int) -> None:
+def _add_chunk(db: Database, batch_id: str, ranked: Sequence[tuple[NewJob, int]], priority: int, drawn_as: str) -> None:
     chunk = [job for job, _ in ranked]
     with db.write() as c:
         now = db.now(c)
@@ -157,7 +185,7 @@ def _add_chunk(db: Database, batch_id: str, ranked: Sequence[tuple[NewJob, int]]
         rows = [_row(batch_id, job, rank, priority, now) for job, rank in ranked]
         ids = c.execute(insert(jobs).returning(jobs.c.id, sort_by_parameter_order=True), rows).scalars().all()
         c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
-        add_samples(c, batch_id, list(zip(ids, chunk, strict=True)))
+        add_samples(c, drawn_as, list(zip(ids, chunk, strict=True)))
 
 
 def _chunks(lines: Iterable[NewJob]) -> Iterator[list[NewJob]]:
@@ -225,16 +253,23 @@ def _open(db: Database, batch_id: str) -> None:
 
 def drop_loading(db: Database, batch_id: str) -> None:
     """Forget a batch that was never opened, in bounded steps."""
-    loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
-    while True:
-        with db.write() as c:
-            if c.execute(loading.with_for_update()).first() is None:  # it was opened, or dropped by another
-                return
-            ids = list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).limit(COMMIT_JOBS)).scalars())
-            for part in parts(ids):
-                drop_samples(c, part)
-                c.execute(delete(bodies).where(bodies.c.job_id.in_(part)))
-                c.execute(delete(jobs).where(jobs.c.id.in_(part)))
-            if not ids:
-                c.execute(delete(batches).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING))
-                return
+    while _drop_some(db, batch_id):
+        pass
+
+
+@retried
+def _drop_some(db: Database, batch_id: str) -> bool:
+    """One step; False when there is nothing left to forget."""
+    with db.write() as c:
+        loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
+        if c.execute(loading.with_for_update()).first() is None:  # it was opened, or dropped by another
+            return False
+        ids = list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).limit(COMMIT_JOBS)).scalars())
+        for part in parts(ids):
+            drop_samples(c, part)
+            c.execute(delete(bodies).where(bodies.c.job_id.in_(part)))
+            c.execute(delete(jobs).where(jobs.c.id.in_(part)))
+        if not ids:
+            c.execute(delete(dependencies).where(dependencies.c.batch_id == batch_id))
+            c.execute(delete(batches).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING))
+        return bool(ids)
