@@ -42,7 +42,7 @@ class Batch(SQLModel, table=True):
     state: str = Field(index=True)
     priority: int = 0  #: higher is served first
     created_at: float
-    touched_at: float  #: last commit while loading
+    touched_at: float  #: last commit while loading, or when it was resumed
     opened_at: float | None = None
     finished_at: float | None = None
     deadline_at: float

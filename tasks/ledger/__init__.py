@@ -8,8 +8,12 @@
     audits     second opinions: chosen, asked, judged
     usage      what providers' calls took of their limits
     endings    cancelled and expired; the counters of a batch and its closing
+    control    batches paused, resumed, retried, and cancelled with what they depend on
+    retries    which batches are retries of which, and the newest state of a line
     sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
     reading    status and results
+    nodes      what people want of nodes, and how far their workers are with it
+    events     alerts, each said once in a while
     ticks      when each periodic service last ran
 
 No transaction is long: each handles a bounded number of rows, so that no heartbeat waits behind it.

@@ -112,6 +112,7 @@ def _audited(row: Row[Any]) -> Audited:
     )
 
 
+@retried
 def to_person(db: Database, ids: Iterable[int]) -> None:
     """Only a person may be asked about these, or the auditor gave no answer."""
     with db.write() as c:

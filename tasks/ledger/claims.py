@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from tasks.ledger.database import Database, insert_new, locked, parts, retried
 from tasks.ledger.schema import check, revision_in
 from tasks.states import BatchState, JobState
 from tasks.tables import IS_OUT, Batch, Body, Job, Slice, Worker
+from tasks.validation import clean
 
 batches = Batch.__table__  # type: ignore[attr-defined]
 bodies = Body.__table__  # type: ignore[attr-defined]
@@ -43,7 +44,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job in a worker's hand, with all that is needed to run it. escalated: it was meant for another class."""
+    """A job in a worker's hand, with all that is needed to run it.
+
+    escalated: it was meant for another class. claimed_at: by the ledger's clock.
+    """
 
     id: int
     fence: int
@@ -58,6 +62,7 @@ class Claimed:
     tier: str = "lan_ok"
     verdict: bytes | None = None
     escalated: bool = False
+    claimed_at: float = 0.0
 
 
 #: what a claim reads of a job
@@ -109,7 +114,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
         query = select(bodies.c.job_id, bodies.c.body).where(bodies.c.job_id.in_(ids))
         texts: dict[int, bytes] = {row.job_id: row.body for row in c.execute(query)}
     taken = sorted(taken, key=lambda row: (row.rank, row.line))
-    return [_claimed(row, texts[row.id]) for row in taken]
+    return [_claimed(row, texts[row.id], now) for row in taken]
 
 
 def forget_slices(c: Connection, ids: Sequence[str]) -> None:
@@ -118,7 +123,7 @@ def forget_slices(c: Connection, ids: Sequence[str]) -> None:
     c.execute(delete(slices).where(slices.c.id.in_(ids), ~left))
 
 
-def _claimed(row: Row[Any], body: bytes) -> Claimed:
+def _claimed(row: Row[Any], body: bytes, now: float) -> Claimed:
     return Claimed(
         id=row.id,
         fence=row.fence,
@@ -133,7 +138,28 @@ def _claimed(row: Row[Any], body: bytes) -> Claimed:
         tier=row.tier,
         verdict=row.verdict,
         escalated=row.escalated_from is not None,
+        claimed_at=now,
     )
+
+
+@retried
+def disown(db: Database, me: Identity, held: Mapping[int, int]) -> int:
+    """Give back what runs in this process's name and is not held (id -> fence); how many jobs.
+
+    A claim whose connection broke in its commit may have taken jobs that nobody runs. No call was made, so it is no
+    crash. No claim of this process may be under way.
+    """
+    with db.write(durable=False) as c:
+        running = IS_OUT, jobs.c.state == JobState.RUNNING, jobs.c.run_id == me.run_id
+        mine = c.execute(select(jobs.c.id, jobs.c.fence).where(*running).order_by(jobs.c.id).with_for_update()).all()
+        lost = [row.id for row in mine if held.get(row.id) != row.fence]
+        for some in parts(lost):
+            c.execute(
+                update(jobs)
+                .where(jobs.c.id.in_(some))
+                .values(state=JobState.QUEUED, lease_until=None, started_at=None, due_at=db.now(c))
+            )
+    return len(lost)
 
 
 @retried
@@ -252,7 +278,7 @@ def report(
                 classes=list(serving),
                 consuming=consuming,
                 health=health,
-                detail=detail,
+                detail=clean(detail),  # it quotes the provider
             )
         )
         if seen.rowcount != 1:

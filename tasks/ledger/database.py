@@ -155,7 +155,7 @@ def _address(at: str | Path) -> URL:
 
 
 def _shown(url: URL) -> str:
-    return url.set(drivername="postgresql").render_as_string(hide_password=True)
+    return url.set(drivername="postgresql", query={}).render_as_string()  # a query may hold a password, too
 
 
 def _file(url: URL) -> Path:
@@ -164,7 +164,9 @@ def _file(url: URL) -> Path:
 
 def _postgres(url: URL) -> Engine:
     try:
-        return create_engine(
+        from tasks.ledger.patience import PatientConnection
+
+        engine = create_engine(
             url,
             hide_parameters=True,
             connect_args=_POSTGRES | dict(url.query),
@@ -174,6 +176,10 @@ def _postgres(url: URL) -> Engine:
         )
     except (ImportError, NoSuchModuleError):
         raise ConfigError("OFFLOAD_DATABASE_URL: PostgreSQL needs the extra: install offload[postgres]") from None
+    event.listen(
+        engine, "do_connect", lambda _dialect, _record, args, params: PatientConnection.connect(*args, **params)
+    )
+    return engine
 
 
 def _sqlite(url: URL) -> Engine:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, case, select, update
 from tasks.ledger.database import Database, parts, retried
 from tasks.privacy import Tier
 from tasks.states import LIVE, TERMINAL, BatchState, JobState
-from tasks.tables import Batch, Job
+from tasks.tables import Batch, Dependency, Job
 
 #: rows one transaction may end; it bounds how long others wait for the write lock
 CHUNK = 5_000
@@ -20,6 +20,7 @@ CHUNK = 5_000
 NO_LOCAL_SERVER = "no_local_server"
 
 batches = Batch.__table__  # type: ignore[attr-defined]
+dependencies = Dependency.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 
 
@@ -84,7 +85,7 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
         )
         rows = c.execute(next_ones).all()
         ids = [row.id for row in rows]
-        code, reason = _why(state)
+        code, reason = _why(c, batch_id, state)
         for some in parts(ids):
             c.execute(
                 update(jobs)
@@ -102,10 +103,17 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
         return len(ids), rows[-1].line if rows else after
 
 
-def _why(state: JobState) -> tuple[Any, Any]:
+def _why(c: Connection, batch_id: str, state: JobState) -> tuple[Any, Any]:
     """The error of a job that ends like this: code and message."""
     if state is JobState.CANCELLED:
-        return state.value, "the batch was cancelled"
+        needed = (
+            select(batches.c.id)
+            .join(dependencies, dependencies.c.needs == batches.c.id)
+            .where(dependencies.c.batch_id == batch_id, batches.c.cancelled_at.is_not(None))
+            .order_by(batches.c.id)
+        )
+        lost = c.execute(needed.limit(1)).scalar()
+        return state.value, f"batch {lost}, which it depends on, was cancelled" if lost else "the batch was cancelled"
     homeless = and_(jobs.c.tier == Tier.LOCAL_ONLY, jobs.c.fence == 0)  # nobody ever claimed it
     return (
         case((homeless, NO_LOCAL_SERVER), else_=state.value),

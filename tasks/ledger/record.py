@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from tasks.tables import CallRow, Job, Output
 
 #: tries of a group before it is written row by row
 GROUP_TRIES = 4
-#: how a row is refused for what it holds: by the database, or by its driver (a lone surrogate, an integer over 64 bits)
-UNWRITABLE = (StatementError, UnicodeError, OverflowError)
+#: how a row is refused for what it holds: by the database, or by its driver (a lone surrogate, an integer over 64 bits,
+#: a value of another type than its column's)
+UNWRITABLE = (StatementError, UnicodeError, OverflowError, TypeError)
 
 jobs = Job.__table__  # type: ignore[attr-defined]
 outputs = Output.__table__  # type: ignore[attr-defined]
@@ -57,6 +58,7 @@ class Outcome:
     duration_ms: float | None = None
     escalation: str | None = None
     tier: str | None = None
+    unsure: bool = False  #: it may be in the ledger already: a connection broke, maybe in its commit
 
 
 _UPDATE = (
@@ -87,20 +89,18 @@ def record(db: Database, outcomes: list[Outcome]) -> int:
 
     State, output, call row and the batch's counters are one commit. A stale outcome changes nothing but leaves
     its call row, marked. A group that keeps failing is written row by row, so that one bad row harms itself only;
-    such a row ends failed with code `unrecordable`. After a connection that broke, maybe in its commit, what is there
-    already is looked up by job, fence and start of the call, and is not written again.
+    such a row ends failed with code `unrecordable`. What a connection that broke may have committed is looked up before
+    it is written again, in this call or a later one.
     """
     for attempt in range(GROUP_TRIES):
         try:
             stale = _record(db, outcomes)
             outcomes.clear()
             return stale
-        except OperationalError as error:
+        except OperationalError:
             if attempt == GROUP_TRIES - 1:
                 raise
             time.sleep(0.05 * 2**attempt)
-            if error.connection_invalidated:
-                outcomes[:] = _unwritten(db, outcomes)
         except UNWRITABLE:
             break
     stale = 0
@@ -108,16 +108,6 @@ def record(db: Database, outcomes: list[Outcome]) -> int:
         stale += _record_alone(db, outcomes[0])
         del outcomes[0]
     return stale
-
-
-def _unwritten(db: Database, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those of the outcomes whose call row is not there; one without a call changes nothing the second time."""
-    there: set[tuple[int, int, float]] = set()
-    with db.read() as c:
-        for some in parts([o.job_id for o in outcomes]):
-            query = select(calls.c.job_id, calls.c.fence, calls.c.started_at).where(calls.c.job_id.in_(some))
-            there.update(c.execute(query).tuples())
-    return [o for o in outcomes if o.call is None or (o.job_id, o.fence, o.call["started_at"]) not in there]
 
 
 def _record_alone(db: Database, outcome: Outcome) -> int:
@@ -140,11 +130,20 @@ def _record_alone(db: Database, outcome: Outcome) -> int:
 
 
 def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
-    ordered = sorted(outcomes, key=lambda o: o.job_id)
+    try:
+        return _write(db, sorted(outcomes, key=lambda o: o.job_id))
+    except OperationalError as error:
+        for o in outcomes:
+            o.unsure |= error.connection_invalidated
+        raise
+
+
+def _write(db: Database, ordered: list[Outcome]) -> int:
     with db.write() as c:
         now = db.now(c)
-        held = still_held(c, [o.job_id for o in ordered])
-        fresh = [o for o in ordered if held.get(o.job_id) == o.fence]
+        held = still_held(c, [o.job_id for o in ordered])  # waits for a commit of ours that is still under way
+        ordered = _unwritten(c, ordered)
+        fresh = _fresh(ordered, held)
         stale = {id(o) for o in ordered} - {id(o) for o in fresh}
         if fresh:
             c.execute(_UPDATE, [_parameters(o, now) for o in fresh])
@@ -161,6 +160,24 @@ def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
                 ended[o.batch_id][o.state] += 1
         count_ended(c, ended, now)
     return len(stale)
+
+
+def _fresh(outcomes: Sequence[Outcome], held: Mapping[int, int]) -> list[Outcome]:
+    """Those whose claim still holds; of two results of one claim the first."""
+    found: dict[int, Outcome] = {}
+    for o in outcomes:
+        if held.get(o.job_id) == o.fence:
+            found.setdefault(o.job_id, o)
+    return list(found.values())
+
+
+def _unwritten(c: Connection, outcomes: list[Outcome]) -> list[Outcome]:
+    """Those whose call row is not there: job, fence, start. One without a call changes nothing the second time."""
+    there: set[tuple[int, int, float]] = set()
+    for some in parts([o.job_id for o in outcomes if o.unsure]):
+        query = select(calls.c.job_id, calls.c.fence, calls.c.started_at).where(calls.c.job_id.in_(some))
+        there.update((row.job_id, row.fence, row.started_at) for row in c.execute(query))
+    return [o for o in outcomes if o.call is None or (o.job_id, o.fence, o.call["started_at"]) not in there]
 
 
 def escalate(c: Connection, which: ColumnElement[bool], why: str) -> int:

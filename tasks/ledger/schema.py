@@ -5,6 +5,7 @@ Migrations are Alembic's, in `migrations/`; a new ledger gets the tables of toda
 
 from __future__ import annotations
 
+import re
 import secrets
 import sqlite3
 import time
@@ -22,6 +23,8 @@ from tasks.tables import PoolFacts, Worker
 REVISION = "0001"
 #: tries, 50 ms apart, to switch a new ledger to WAL while another process does so too
 WAL_TRIES = 100
+#: what tables are called that were there before the first release, or are another program's
+UNRELEASED = "0000"
 #: Alembic's own table
 VERSIONS = "alembic_version"
 
@@ -50,8 +53,15 @@ def open_ledger(at: str | Path) -> Database:
 
 def check(made_by: str, where: str) -> None:
     """Raise PoolError unless the tables are those of this version."""
+    _check_known(made_by, where)
     if made_by < REVISION:
         raise PoolError(f"the ledger {where} has older tables ({made_by}, here {REVISION}): run `offload db upgrade`")
+
+
+def _check_known(made_by: str, where: str) -> None:
+    """Raise PoolError for tables that this version can neither use nor upgrade."""
+    if made_by == UNRELEASED or not re.fullmatch(r"\d{4}", made_by):
+        raise PoolError(f"{where} holds tables that no release of Offload made: give the ledger another place")
     if made_by > REVISION:
         raise PoolError(
             f"the ledger {where} has newer tables ({made_by}, here {REVISION}): this Offload is older than the pool's; "
@@ -69,8 +79,8 @@ def revision_in(c: Connection) -> str | None:
     """The same, inside a transaction."""
     there = inspect(c)
     if there.has_table(VERSIONS):
-        return str(c.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar_one())
-    return "0000" if there.has_table("jobs") else None  # of a version that was never released
+        return str(c.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar() or UNRELEASED)
+    return UNRELEASED if there.has_table("jobs") else None
 
 
 def upgrade(at: str | Path, worker_gone_s: float) -> tuple[str | None, str]:
@@ -85,8 +95,7 @@ def upgrade(at: str | Path, worker_gone_s: float) -> tuple[str | None, str]:
         if before is None:
             _create(database)
         else:
-            if before > REVISION or before == "0000":
-                check(before, database.where)
+            _check_known(before, database.where)
             _refuse_beside_workers(database, worker_gone_s, before)
             _migrate(database)
     except (DBAPIError, OSError) as error:

@@ -53,7 +53,7 @@ def drop_samples(c: Connection, job_ids: Sequence[int]) -> None:
     """Forget jobs whose load was given up; the first of a stratum are to be found anew."""
     mine = samples.c.job_id.in_(job_ids)
     firsts = select(samples.c.stratum, func.count()).where(mine, samples.c.draw == ALWAYS).group_by(samples.c.stratum)
-    for stratum, n in c.execute(firsts).all():
+    for stratum, n in c.execute(firsts.order_by(samples.c.stratum)).all():
         c.execute(update(strata).where(strata.c.id == stratum).values(seen=strata.c.seen - n))
     c.execute(delete(samples).where(mine))
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, delete, exists, func, insert, select, update
 from sqlalchemy.engine import Row
 
 from tasks.ledger import submit
+from tasks.ledger.control import is_served
 from tasks.ledger.database import IN_LIST, Database, locked, parts, retried
 from tasks.ledger.endings import count_ended, end_all
 from tasks.ledger.record import escalate
@@ -170,7 +171,8 @@ def expire_batches(db: Database) -> int:
 def escalate_class(db: Database, model_class: str, categories: Sequence[str]) -> int:
     """Send on to class `cloud` what waits for a class and may leave, of these categories; the count of jobs."""
     with db.read() as c:
-        opened = list(c.execute(select(batches.c.id).where(batches.c.state == BatchState.OPEN)).scalars())
+        served = select(batches.c.id).where(batches.c.state == BatchState.OPEN, is_served())
+        opened = list(c.execute(served).scalars())
     return sum(_escalate_batch(db, batch_id, model_class, categories) for batch_id in opened)
 
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import Postgres
+from tests.unit.databases import UNIT, ClockedDatabase
 from tests.unit.ledgers import Ledger
 
 
+@pytest.fixture(scope="session")
+def sqlite_db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClockedDatabase]:
+    """A file that tests have one after another."""
+    db = ClockedDatabase(tmp_path_factory.mktemp("ledger") / "ledger.db")
+    yield db
+    db.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_db(postgres: Postgres) -> Iterator[ClockedDatabase]:
+    """A PostgreSQL database that tests have one after another."""
+    db = ClockedDatabase(postgres.create(UNIT))
+    yield db
+    db.close()
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(sqlite_db: ClockedDatabase) -> Iterator[Ledger]:
     """A ledger in a file."""
-    made = Ledger(tmp_path / "ledger.db")
+    made = Ledger(sqlite_db)
     yield made
     made.check()
-    made.close()

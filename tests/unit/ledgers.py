@@ -6,10 +6,9 @@ import dataclasses
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, event, select, text
+from sqlalchemy import select, text
 from sqlalchemy.engine import Row
 from sqlmodel import SQLModel
 
@@ -17,37 +16,17 @@ from tasks import dispatch
 from tasks.errors import BrokerDown
 from tasks.ledger import claims, submit
 from tasks.ledger.claims import Claimed, Identity
-from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
-from tasks.ledger.schema import open_ledger
 from tasks.privacy import Reach
 from tasks.routing import Route
 from tasks.schemas import NewJob
 from tasks.settings import Times
-from tasks.states import LIVE, MOVES, TERMINAL, BatchState, JobState
-from tasks.tables import Batch, CallRow, Job, Output, Slice, Worker
+from tasks.states import ANSWERED, LIVE, MOVES, TERMINAL, BatchState, JobState
+from tasks.tables import Batch, CallRow, Job, Slice, Worker
+from tests.unit.databases import ClockedDatabase
 
 TIMES = Times()
 COUNTED = [s.value for s in sorted(TERMINAL)]
-
-#: every UPDATE that leaves a terminal row, or moves any row, whatever wrote it
-WATCH = (
-    "CREATE TABLE moves (job INTEGER, was TEXT, becomes TEXT)",
-    "CREATE TRIGGER watch_moves AFTER UPDATE OF state ON jobs"
-    " BEGIN INSERT INTO moves VALUES (OLD.id, OLD.state, NEW.state); END",
-    "CREATE TABLE touched (job INTEGER, state TEXT)",
-    f"CREATE TRIGGER watch_terminal AFTER UPDATE ON jobs WHEN OLD.state IN ({', '.join(map(repr, COUNTED))})"
-    " BEGIN INSERT INTO touched VALUES (OLD.id, OLD.state); END",
-)
-
-
-class ClockedDatabase(Database):
-    """The database whose clock stands still until it is told otherwise."""
-
-    time = 1_000_000.0
-
-    def now(self, connection: Connection) -> float:
-        return self.time
 
 
 class Sender:
@@ -65,16 +44,12 @@ class Sender:
 
 
 class Ledger:
-    """A ledger in a file, and what tests do to it in few words."""
+    """A ledger, and what tests do to it in few words."""
 
-    def __init__(self, path: Path) -> None:
-        open_ledger(f"sqlite:///{path}").close()
-        self.db = ClockedDatabase(f"sqlite:///{path}")
-        event.listen(self.db.engine, "connect", _hurry)
+    def __init__(self, db: ClockedDatabase) -> None:
+        self.db = db
+        self.db.anew()
         self.sender = Sender()
-        with self.db.write() as c:
-            for statement in WATCH:
-                c.execute(text(statement))
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -188,31 +163,41 @@ class Ledger:
 
     # --- what always holds -------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """The promises that hold after every transaction, whatever it was."""
+    def check(self) -> Seen:
+        """The promises that hold after every transaction, whatever it was; what there is."""
         with self.db.read() as c:
-            moves = c.execute(text("SELECT DISTINCT was, becomes FROM moves WHERE was <> becomes")).all()
-            touched = c.execute(text("SELECT * FROM touched")).all()
+            moves, touched, slices, batches, jobs, outputs = (c.execute(look).all() for look in _LOOKS)
         assert not [m for m in moves if m.becomes not in MOVES.get(JobState(m.was), frozenset())]
-        assert not touched, "a terminal job was written to"
-        jobs, slices = self.all(Job), {s.id for s in self.slices()}
-        for batch in self.all(Batch):
+        assert not touched, "what has ended was written to"
+        sent = {row.id for row in slices}
+        for batch in batches:
             _check_counters(batch, Counter(str(j.state) for j in jobs if j.batch_id == batch.id))
         for job in jobs:
             assert (job.state == JobState.DISPATCHED) == (job.slice_id is not None)
-            assert job.slice_id is None or job.slice_id in slices, "a slice that nobody would look for"
+            assert job.slice_id is None or job.slice_id in sent, "a slice that nobody would look for"
             assert (job.state == JobState.RUNNING) == (job.lease_until is not None)
             assert (job.state in TERMINAL) == (job.finished_at is not None)
-        answered = {o.job_id for o in self.all(Output)}
-        assert answered == {j.id for j in jobs if j.state in (JobState.DONE, JobState.ESCALATED)}
-
-    def close(self) -> None:
-        """Close the file."""
-        self.db.close()
+        answered = {(j.id, j.fence) for j in jobs if j.state in ANSWERED}
+        assert {(o.job_id, o.fence) for o in outputs} == answered, "one answer each, under the fence of its job"
+        return Seen({b.id: b for b in batches}, {j.id: j for j in jobs})
 
 
-def _hurry(dbapi: Any, _record: Any) -> None:
-    dbapi.execute("PRAGMA synchronous=OFF")  # nobody pulls the plug here
+class Seen(NamedTuple):
+    """A ledger at one moment: rows by id."""
+
+    batches: dict[str, Row[Any]]
+    jobs: dict[int, Row[Any]]
+
+
+#: what check() looks at
+_LOOKS = (
+    text("SELECT DISTINCT was, becomes FROM moves"),
+    text("SELECT * FROM touched"),
+    text("SELECT id FROM slices"),
+    text("SELECT * FROM batches"),
+    text("SELECT * FROM jobs"),
+    text("SELECT job_id, fence FROM outputs"),
+)
 
 
 def _check_counters(batch: Row[Any], states: Counter[str]) -> None:

@@ -131,6 +131,30 @@ def test_turns_go_on_from_look_to_look(ledger: Ledger) -> None:
     assert abs(done[0] - done[1]) <= 1
 
 
+def test_a_small_batch_gets_two_turns_of_three_beside_a_large_one(ledger: Ledger) -> None:
+    """In every look; two that are about alike get as much as each other."""
+    large = ledger.submit(600)
+    ledger.wait(1)
+    small, like = ledger.submit(60), ledger.submit(300, model_class="coder")
+    other = ledger.submit(100, model_class="coder")
+    ledger.worker(capacity=3)
+    ledger.worker("b/gpu", ["coder"], capacity=4)
+    ledger.fill("small", "coder")
+    assert out(ledger, large, small) == [2, 4]
+    assert out(ledger, like, other) == [4, 4]
+
+
+def test_what_hangs_takes_no_turns(ledger: Ledger) -> None:
+    """A share is of the calls at once, so a batch of long calls takes no more of a class than one of short ones."""
+    long, short = ledger.submit(100), ledger.submit(100)
+    me = ledger.worker(capacity=4)
+    for _ in range(10):
+        ledger.fill()
+        ledger.record(*[outcome(job) for job in ledger.claim(me) if job.batch_id == short])
+    assert out(ledger, long) == [4]
+    assert ledger.states(short)["done"] == 40
+
+
 def test_a_higher_priority_is_served_first(ledger: Ledger) -> None:
     """The lower one gets what is left of the window."""
     low = ledger.submit(100)

@@ -162,6 +162,14 @@ FAULTS = {
         "providers:\n  - {name: a/b, kind: ollama, url: 'http://x'}",
         "2: providers.0.name: String should match pattern",
     ),
+    "a command that is one text": (
+        "providers:\n  - name: a\n    kind: ollama\n    url: http://x\n    stop: systemctl stop ollama",
+        "5: providers.0.stop: Input should be a valid tuple",
+    ),
+    "a server that is none of ours to start": (
+        "providers:\n  - {name: a, kind: anthropic, start: [x]}",
+        "2: providers.0: Value error, start: a provider of kind anthropic and reach cloud has no server on a node",
+    ),
     "no url": ("providers:\n  - {name: a, kind: ollama}", "2: providers.0: Value error, a provider of kind ollama"),
     "no path": (
         "providers:\n  - {name: a, kind: gguf}",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.turns import MAX_SLICE, WINDOW, LiveWorker, Waiting, next_turn, slice_size, suspect_slice, window
+from tasks.turns import MAX_SLICE, WINDOW, LiveWorker, Waiting, next_turn, share, slice_size, suspect_slice, window
 
 NOW = 1000.0
 TURN = 60.0
@@ -89,6 +89,12 @@ def test_a_window_is_made_of_the_workers_whose_turn_it_is() -> None:
     assert window("a", turns, live) == WINDOW * 16
     assert window("b", turns, live) == WINDOW * 4
     assert window("c", turns, live) == 0
+
+
+def test_a_share() -> None:
+    """Twice as much for a batch beside one ten times as large, and never less than one."""
+    assert [share(n, 100) for n in (1, 10, 11, 100)] == [2, 2, 1, 1]
+    assert share(0, 0) >= 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])

@@ -91,7 +91,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "pool",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("salt", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )

@@ -133,9 +133,19 @@ def test_a_group_is_sorted_into_fresh_and_stale(ledger: Ledger) -> None:
 def test_the_same_result_twice_in_a_group_is_one_result(ledger: Ledger) -> None:
     """Whatever hands a result over twice, it is recorded once."""
     batch_id, _, (one, two) = ledger.running(2)
-    ledger.record(outcome(one), outcome(one), outcome(two))
-    assert ledger.states(batch_id) == {"done": 2}
-    assert ledger.batch(batch_id).done == 2
+    assert ledger.record(outcome(one, JobState.FAILED), outcome(one), outcome(two)) == 1
+    assert ledger.states(batch_id) == {"failed": 1, "done": 1}
+    assert (ledger.batch(batch_id).failed, ledger.batch(batch_id).done) == (1, 1)
+
+
+def test_a_late_result_beside_the_one_that_counts(ledger: Ledger) -> None:
+    """Two claims of one job in one group: the newer one's result counts, in whatever order they came."""
+    batch_id, _, (old,) = ledger.running(1)
+    ledger.record(outcome(old, JobState.QUEUED, call=None))
+    ledger.fill()
+    (new,) = ledger.claim(ledger.worker("other/gpu"))
+    assert ledger.record(outcome(old, JobState.FAILED), outcome(new), outcome(old)) == 2
+    assert ledger.states(batch_id) == {"done": 1}
 
 
 def test_results_of_several_batches_are_one_group(ledger: Ledger) -> None:
