@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import redis
 import structlog
 from celery import Celery, signals
 from celery.beat import EmbeddedService
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from scheduler import audit, sweep
 from scheduler.beat import schedule
 from scheduler.redis_keys import mend
+from scheduler.service import Service
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError
 from tasks.ledger.database import Database
 from tasks.ledger.schema import open_ledger
 from tasks.queues import RUN_AUDIT, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
-from tasks.settings import Settings
+from tasks.settings import Settings, Times
 
 #: threads of the scheduler queue's worker
 THREADS = 2
+#: seconds a sweep waits for Redis: what needs none must not wait for it
+REDIS_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -36,14 +42,16 @@ def run(settings: Settings, registry: Registry) -> None:
     app = make_app(url)
     app.conf.beat_schedule = schedule(settings.times)
     app.conf.beat_max_loop_interval = min(5.0, settings.times.sweep)
-    broker = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-    _register(app, db, broker, settings, registry)
+    broker = redis.Redis.from_url(
+        url, socket_timeout=REDIS_S, socket_connect_timeout=REDIS_S, retry=Retry(NoBackoff(), 0)
+    )
+    services = _services(app, db, broker, registry, settings.times)
     with contextlib.suppress(redis.RedisError):  # junk in beat's own queue would end it before its first sweep
         mend(broker, registry.classes)
-    service = EmbeddedService(app, thread=True, scheduler_cls="celery.beat.Scheduler")
+    beat = EmbeddedService(app, thread=True, scheduler_cls="celery.beat.Scheduler")
 
     def start_beat(**_: Any) -> None:
-        service.start()
+        beat.start()
         app.send_task(SWEEP, queue=SCHEDULER_QUEUE, ignore_result=True)  # beat's own first tick comes an interval late
         log.info("beat started")
 
@@ -58,24 +66,32 @@ def run(settings: Settings, registry: Registry) -> None:
         without_mingle=True,
         quiet=True,
     )
+    for service in services:
+        service.start()
     worker.start()
-    if service.is_alive():  # one that never started would be waited for without end
+    for service in services:
         service.stop()
+    if beat.is_alive():  # one that never started would be waited for without end
+        beat.stop()
     db.close()
 
 
-def _register(app: Celery, db: Database, broker: redis.Redis, settings: Settings, registry: Registry) -> None:
+def _services(app: Celery, db: Database, broker: redis.Redis, registry: Registry, times: Times) -> list[Service]:
+    """What beat's ticks run, each a task of the app."""
     publisher = Publisher(app)
+    services = {
+        SWEEP: Service("sweep", lambda: sweep.run_once(db, broker, publisher, registry, times), times.sweep),
+        RUN_AUDIT: Service("audit", lambda: audit.run_once(db, registry), times.audit),
+    }
+    for task, service in services.items():
+        app.task(name=task, ignore_result=True)(_runs(service))
+    return list(services.values())
 
-    @app.task(name=SWEEP, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
-    def run_sweep() -> None:
-        counts = sweep.run_once(db, broker, publisher, registry, settings.times)
-        found = {name: n for name, n in counts.items() if n and name != "sent"}
-        if found:
-            log.info("sweep", **found)
 
-    @app.task(name=RUN_AUDIT, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
-    def run_audit() -> None:
-        counts = audit.run_once(db, registry)
-        if any(counts.values()):
-            log.info("audit", **counts)
+def _runs(service: Service) -> Callable[[], None]:
+    """A task of its own for Celery, which names a task by its function."""
+
+    def run() -> None:
+        service.run_now()
+
+    return run

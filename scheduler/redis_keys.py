@@ -16,6 +16,8 @@ from tasks.queues import SCHEDULER_QUEUE, class_queue
 KOMBU = {"unacked": b"hash", "unacked_index": b"zset", "unacked_mutex": b"string"}
 #: messages in a list beyond which it cannot be ours: nothing fills a window this large
 LONGEST_LIST = 1_000
+#: entries of `unacked` beyond which they cannot be ours: each worker has received a few messages ahead
+MOST_UNACKED = 5_000
 
 
 def mend(broker: redis.Redis, classes: Iterable[str]) -> int:
@@ -26,6 +28,8 @@ def mend(broker: redis.Redis, classes: Iterable[str]) -> int:
     for key, type_ in wanted.items():
         if broker.type(key) not in (type_, b"none"):
             mended += int(broker.delete(key))
+    if int(broker.hlen("unacked")) > MOST_UNACKED:
+        mended += int(broker.delete("unacked", "unacked_index"))
     return mended + sum(_mend_list(broker, name) for name in lists)
 
 

@@ -11,12 +11,15 @@ from sqlalchemy.engine import Row
 
 from scheduler import dead_classes
 from scheduler.redis_keys import mend, message_id
+from tasks.app import broker_words
 from tasks.dispatch import SliceSender, fill
 from tasks.errors import BrokerDown
 from tasks.ledger import sweeping
+from tasks.ledger.control import cancel_dependents
 from tasks.ledger.database import Database
-from tasks.ledger.ticks import tick
-from tasks.queues import class_queue
+from tasks.ledger.events import BROKER, alert
+from tasks.ledger.ticks import counted, tick
+from tasks.queues import SWEPT_KEY, class_queue
 from tasks.registry import Registry
 from tasks.settings import Times
 
@@ -24,24 +27,38 @@ from tasks.settings import Times
 SLICES_A_SWEEP = 1_000
 #: silent workers are forgotten after this many times the time after which they are no longer live
 FORGET_WORKERS = 80
+#: intervals without any sweep after which the first one takes no leases back
+AWAY = 3
 
 
 def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
     """One sweep; the counts say what it found."""
-    counts = sweeping.take_back_expired(db)
+    counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
     counts["expired"] = sweeping.expire_batches(db)
+    counts["dependents"] = sum(cancel_dependents(db).values())
     counts["loads"] = sweeping.drop_abandoned_loads(db, times.loading_abandoned)
     counts["workers"] = sweeping.drop_gone_workers(db, times.worker_gone * FORGET_WORKERS)
     counts["escalated"] = dead_classes.run_once(db, registry, times)
     sweeping.drop_empty_slices(db)
     try:
+        broker.set(SWEPT_KEY, "1", ex=60)  # a Redis that takes no writes is known before there is work for it
         counts["mended"] = mend(broker, registry.classes)
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, registry.reaches, times)
-    except (BrokerDown, redis.RedisError):
+    except (BrokerDown, redis.RedisError) as error:
         counts["broker_down"] = 1
+        alert(db, BROKER, "redis", {"trouble": str(error) if isinstance(error, BrokerDown) else broker_words(error)})
     tick(db, "sweep", dict(counts))
     return counts
+
+
+def _was_away(db: Database, times: Times) -> bool:
+    """Whether the ledger, or beat, was away until just now.
+
+    Then leases are over whose workers live: they first have a sweep's time to record, renew and give back.
+    """
+    ago, before = counted(db, "sweep")
+    return AWAY * times.sweep < ago < float("inf") and not before.get("held_off")
 
 
 def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float, lease_s: float) -> int:

@@ -14,7 +14,14 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import KombuError
 from kombu.messaging import Producer
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from tasks.errors import BrokerDown
 from tasks.queues import RUN_SLICE, class_queue
@@ -55,6 +62,26 @@ def make_app(broker_url: str) -> Celery:
     return app
 
 
+#: what Redis says -> what that means
+_WORDS = {
+    OutOfMemoryError: "Redis is out of memory and takes no messages; raise its maxmemory, or delete what is not ours",
+    ReadOnlyError: "Redis is read-only (a replica?) and takes no messages; name the master in OFFLOAD_REDIS_URL",
+    AuthenticationError: "Redis refuses the password of OFFLOAD_REDIS_URL",
+    NoPermissionError: "Redis refuses this user of OFFLOAD_REDIS_URL its commands",
+}
+
+
+def broker_words(error: BaseException) -> str:
+    """What a failed command says of Redis, for people."""
+    cause = error.__cause__ or error  # Celery wraps what Redis said
+    for kind, words in _WORDS.items():
+        if isinstance(cause, kind):
+            return words
+    if isinstance(cause, ResponseError) and str(cause).startswith("MISCONF"):
+        return "Redis cannot write its file and takes no messages; look at its disk"
+    return f"Redis does not answer ({type(cause).__name__})"
+
+
 class Publisher:
     """Sends slices on a connection of its own that never blocks a submit for more than about a second."""
 
@@ -63,6 +90,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._rest_until = 0.0
+        self._trouble = ""  # what the last failure was, in words
 
     def send_slice(self, slice_id: str, batch_id: str, model_class: str, jobs: int) -> None:
         """Put a slice's message on its class's queue; raises BrokerDown."""
@@ -73,14 +101,15 @@ class Publisher:
         """Send a task by name; raises BrokerDown at once while Redis is known to be away."""
         with self._lock:
             if time.monotonic() < self._rest_until:
-                raise BrokerDown("Redis does not answer")
+                raise BrokerDown(self._trouble)
             try:
                 producer = self._connected()
                 self._app.send_task(task, kwargs=kwargs, queue=queue, producer=producer, retry=False, **options)
             except (KombuError, RedisError, OSError) as error:
+                self._trouble = broker_words(error)
                 self._rest_until = time.monotonic() + REST_AFTER_FAILURE_S
                 self.close()
-                raise BrokerDown(f"Redis does not answer ({type(error).__name__})") from None
+                raise BrokerDown(self._trouble) from None
 
     def _connected(self) -> Producer:
         if self._producer is None:

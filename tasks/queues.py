@@ -3,6 +3,7 @@
 Redis keys:
     offload.<class>    list: one queue per model class, each message {"slice": id}
     scheduler          list: what beat sends
+    offload:swept      string: set by every sweep, which so learns whether Redis takes writes
     unacked            hash: messages a worker has received and not yet taken up (kombu's own)
     _kombu.binding.*   sets: kombu's routing tables
 """
@@ -17,6 +18,8 @@ SWEEP = "scheduler.sweep"
 RUN_AUDIT = "scheduler.audit"
 
 QUEUE_PREFIX = "offload."
+#: no queue: no class is called so
+SWEPT_KEY = "offload:swept"
 
 
 def class_queue(model_class: str) -> str:

@@ -209,6 +209,7 @@ def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry,
     if category.kind == "embed" and "prompt" in body:
         body["input"] = body.pop("prompt")
     pinned = None if line.model in registry.classes else line.model
+    template, audit = sampled(body, category)
     model_class = _class(registry, category, line.model) or category.model_class
     return NewJob(
         line=number,
@@ -218,9 +219,14 @@ def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry,
         body=orjson.dumps(body),
         prefix=_prefix(body),
         route=routing.route(_asked(line, body, category, said), category, model_class, registry, said.consent),
-        template=_template(body, category),
-        audit=category.audit if category.kind == "chat" else 0.0,
+        template=template,
+        audit=audit,
     )
+
+
+def sampled(body: dict[str, Any], category: Category) -> tuple[str, float]:
+    """For a stored body: the hash of what jobs of its kind share, and the share of them that is audited."""
+    return _template(body, category), category.audit if category.kind == "chat" else 0.0
 
 
 def _asked(line: JobLine, body: dict[str, Any], category: Category, said: Said) -> Asked:

@@ -36,6 +36,7 @@ class Times:
     cancel_check: float = 1.0  #: how often a worker looks for cancelled batches
     loop_stuck: float = 5.0  #: an event loop that has not ticked this long renews nothing
     turn: float = 60.0  #: a class keeps its provider this long while others wait
+    watchdog: float = 60.0  #: a worker that slices wait for and that receives none for this long is ended
     class_dead: float = 60.0  #: no worker took a class's work for this long: `on_failure: escalate` takes it elsewhere
     loading_abandoned: float = 600.0  #: a batch that nobody has added to for this long is dropped
 

@@ -9,6 +9,8 @@
     judging.py     a reply or an error becomes an Outcome (pure)
     recorder.py    outcomes become commits, in groups
     heartbeat.py   renews leases, reports the worker, drops what was cancelled
+    draining.py    follows what is wanted of the node: drained, stopped, serving again
+    server_commands.py  runs the commands that start and stop this node's model server
     meter.py       keeps a provider's calls within its limits
     straight.py    one question by the standard library alone, for the helpers (straight_bodies.py: what is sent)
     backends/      one file per protocol; the one place that opens a connection to a model

@@ -1,4 +1,4 @@
-"""The jobs in a worker's hand and how long each lease holds, by this process's monotonic clock."""
+"""The jobs in a worker's hand and how long each lease holds, by this machine's monotonic clock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from typing import Any
 from tasks.ledger.claims import Claimed
 
 
+def clock() -> float:
+    """Seconds that only grow, and on Linux do so while the machine is suspended: leases run out then, too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 @dataclass(slots=True, eq=False)
 class Held:
-    """One job in hand. `lease_until` is monotonic seconds; `call` is set while its request is in flight."""
+    """One job in hand. Times are `clock`'s seconds; `call` is set while its request is in flight."""
 
     job: Claimed
+    taken_at: float
     lease_until: float
     call: asyncio.Task[Any] | None = None
     ended: bool = False  #: its outcome is with the recorder
     dropped: bool = False  #: cancelled, fenced or drained: its call is being closed
+
+    def unix_time(self) -> float:
+        """Now, by the ledger's clock as it was at the claim: this machine's own may be wrong."""
+        return self.job.claimed_at + clock() - self.taken_at
 
 
 @dataclass
@@ -31,8 +41,8 @@ class Hand:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, jobs: Iterable[Claimed], claimed_at: float, lease_s: float) -> list[Held]:
-        """Jobs just claimed. `claimed_at`, monotonic, is from before the claim: a lease is never overrated."""
-        new = [Held(job, claimed_at + lease_s) for job in jobs]
+        """Jobs just claimed. `claimed_at`, the clock's, is from before the claim: a lease is never overrated."""
+        new = [Held(job, claimed_at, claimed_at + lease_s) for job in jobs]
         with self._lock:
             self._held.update({(h.job.id, h.job.fence): h for h in new})
         return new
@@ -69,7 +79,7 @@ class Hand:
 
     def overdue(self, margin_s: float) -> list[Held]:
         """Jobs whose lease is nearly over because nothing renewed it."""
-        limit = time.monotonic() + margin_s
+        limit = clock() + margin_s
         return [h for h in self.all() if h.lease_until <= limit and not h.dropped and not h.ended]
 
     def of_batches(self, ids: set[str]) -> list[Held]:

@@ -14,6 +14,8 @@ from tasks.ledger import claims
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database
 from tasks.settings import Times
+from workers.claiming import Claiming
+from workers.hand import clock
 from workers.loop import Loop
 
 log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ class Heartbeat(threading.Thread):
         me: Identity,
         classes: Sequence[str],
         times: Times,
+        claiming: Claiming,
         replaced: Callable[[], None],
         opened: Callable[[], None],
     ) -> None:
@@ -42,9 +45,12 @@ class Heartbeat(threading.Thread):
         self._me = me
         self._classes = classes
         self._times = times
+        self._claiming = claiming
         self._replaced = replaced
         self._opened = opened
         self._stop_asked = threading.Event()
+        self._away = False  # the ledger, at the last try
+        self.turns = 0  #: grows as long as this thread is not stuck
         self._last_report: tuple[list[str], str] = ([], "")
 
     def stop(self) -> None:
@@ -55,7 +61,9 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         next_beat = 0.0
         while not self._stop_asked.is_set():
+            self.turns += 1
             try:
+                self._settle()
                 self._drop_cancelled()
                 if time.monotonic() >= next_beat or self._state() != self._last_report:
                     self._beat()
@@ -65,7 +73,11 @@ class Heartbeat(threading.Thread):
                 self._replaced()
                 return
             except SQLAlchemyError as error:  # the loop closes its calls by its own clock before leases end
-                log.error("the heartbeat could not be written", error=type(error).__name__)
+                if not self._away:
+                    log.error("the heartbeat cannot be written", error=type(error).__name__)
+                self._away = True
+            else:
+                self._away = False
             self._stop_asked.wait(self._times.cancel_check)
 
     def _state(self) -> tuple[list[str], str]:
@@ -93,11 +105,16 @@ class Heartbeat(threading.Thread):
         if time.monotonic() - self._loop.ticked_at > self._times.loop_stuck:
             log.error("the loop does not tick; its leases are not renewed")
             return
-        asked_at = time.monotonic()
+        asked_at = clock()
         pairs = self._loop.hand.pairs()
         still = claims.renew(self._db, pairs, self._times.lease)
         lost = self._loop.hand.renewed(pairs, still, asked_at, self._times.lease)
         self._loop.drop(lost)
+
+    def _settle(self) -> None:
+        if given_back := self._claiming.settle():
+            log.warning("a broken claim had taken jobs: they wait again", jobs=given_back)
+            self._opened()
 
     def _drop_cancelled(self) -> None:
         batches = {held.job.batch_id for held in self._loop.hand.all()}

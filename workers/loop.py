@@ -11,8 +11,9 @@ import functools
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from itertools import count
+from typing import Any, TypeVar
 
 import structlog
 
@@ -34,6 +35,8 @@ TICK_S = 0.2
 #: seconds a model is taken to stay in memory; Ollama keeps one for 5 minutes
 KEPT_LOADED_S = 240.0
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
@@ -49,8 +52,10 @@ class Loop(threading.Thread):
         times: Times,
         put: Callable[[Outcome], None],
         meter: Meter | None = None,
+        full: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(name="loop", daemon=True)
+        self._full = full  # whether so many results wait to be recorded that nothing more may start
         self._meter = meter or FREE
         self.hand = Hand()
         self.gate = Gate(capacity)
@@ -66,6 +71,7 @@ class Loop(threading.Thread):
         self._probing: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._stopping = False
+        self._quiet = ""  #: why nothing is started although the provider may be well; see hold
         self._handed = 0  # jobs handed over and not yet accepted
         self._handing = threading.Lock()
         self._warm: tuple[str, float] = ("", 0.0)  # the model that answered last, and when
@@ -87,13 +93,13 @@ class Loop(threading.Thread):
     @property
     def takes(self) -> bool:
         """Whether this worker should be sent slices."""
-        return not self._stopping and self.gate.takes(time.monotonic())
+        return not self._stopping and not self._quiet and not self._full() and self.gate.takes(time.monotonic())
 
     @property
     def detail(self) -> str:
         """What keeps this worker from its work, in words; empty when nothing does."""
         missing = ", ".join(f"{model} (class {name})" for name, model in sorted(self._absent.items()))
-        return self.gate.detail or (f"the provider does not have {missing}" if missing else "")
+        return self._quiet or self.gate.detail or (f"the provider does not have {missing}" if missing else "")
 
     def serves(self, model_class: str) -> bool:
         """Whether this worker should be sent slices of a class."""
@@ -116,6 +122,33 @@ class Loop(threading.Thread):
         """Start nothing more and give back what waits; calls in flight go on."""
         self._stopping = True
         self._loop.call_soon_threadsafe(self._give_back_waiting)
+
+    def hold(self, why: str, *, stopped: bool = False) -> None:
+        """Take and start nothing and give back what waits, until `release`; calls in flight go on.
+
+        why: for people. stopped: the provider's server was stopped as well.
+        """
+        self._quiet = why
+        self._loop.call_soon_threadsafe(self._quieten, stopped)
+
+    def release(self) -> None:
+        """Take work again as soon as a probe is fine."""
+        self._quiet = ""
+        self._loop.call_soon_threadsafe(self._lost, Health.OFFLINE, "not asked yet")
+
+    def with_backend(self, what: Callable[[Backend], Coroutine[Any, Any, T]], within_s: float) -> T:
+        """Ask the backend something that is no job's call, and wait for it; raises CallError, TimeoutError."""
+
+        async def ask_it() -> T:
+            try:
+                async with asyncio.timeout(within_s):
+                    return await what(self._backend)
+            except (CallError, TimeoutError):
+                raise
+            except Exception as error:  # a fault of ours
+                raise CallError("internal", f"the worker failed at it ({type(error).__name__})") from None
+
+        return asyncio.run_coroutine_threadsafe(ask_it(), self._loop).result(within_s + TICK_S)
 
     def drain(self, grace_s: float) -> None:
         """Let calls in flight end for so long, close the others, and end the thread."""
@@ -159,7 +192,7 @@ class Loop(threading.Thread):
 
     def _pump(self) -> None:
         """Start waiting jobs while the gate has room."""
-        if self._stopping:
+        if self._stopping or self._quiet:
             return
         if self._waiting and not self.takes:
             self._give_back_waiting()
@@ -176,7 +209,7 @@ class Loop(threading.Thread):
 
     async def _run_job(self, held: Held) -> None:
         """One job, from its call to its outcome, which every way through here ends in."""
-        job, asked, started_at, began = held.job, None, time.time(), time.monotonic()
+        job, asked, started_at, began = held.job, None, held.unix_time(), time.monotonic()
         try:
             asked = ask(job, self._registry, self._me.provider)
             async with self._meter.measured(asked) as took:
@@ -240,8 +273,17 @@ class Loop(threading.Thread):
         self._give_back_waiting()
         self._probe()
 
+    def _quieten(self, stopped: bool) -> None:
+        """Nobody asks a server that may be off, and a probe would start llama.cpp's again."""
+        if self._probing is not None:
+            self._probing.cancel()
+            self._probing = None
+        if stopped:
+            self.gate.lost(Health.OFFLINE, self._quiet)
+        self._give_back_waiting()
+
     def _probe(self) -> None:
-        if self._probing is None or self._probing.done():
+        if not self._quiet and (self._probing is None or self._probing.done()):
             self._probing = self._loop.create_task(self._probe_until_whole())
 
     async def _probe_until_whole(self) -> None:

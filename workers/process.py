@@ -6,12 +6,14 @@ import gc
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from celery import Celery, signals
+from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.app import Publisher, make_app
 from tasks.errors import ConfigError, PoolError
@@ -27,13 +29,16 @@ from tasks.registry import Registry, cloud_keys
 from tasks.settings import Settings
 from tasks.states import JobState
 from workers.backends import for_provider
+from workers.claiming import Claiming
 from workers.consuming import consume_step
+from workers.draining import Draining
 from workers.heartbeat import Heartbeat
 from workers.loop import Loop
 from workers.meter import Meter
 from workers.recorder import Recorder
 from workers.refill import Refill
 from workers.slices import register_task
+from workers.watchdog import EX_SOFTWARE, Watchdog
 
 #: Celery pool threads: each only claims and hands over
 THREADS = 3
@@ -59,7 +64,7 @@ def run(
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
     db = open_ledger(settings.ledger())
     me = Identity(node, provider, secrets.token_hex(8), os.getpid())
-    WorkerProcess(settings, registry, registry.providers[provider], db, me, classes, make_app(broker)).run()
+    WorkerProcess(settings, registry, registry.providers[provider], db, me, classes, make_app(broker), broker).run()
 
 
 def _classes(registry: Registry, provider: str, serves: Sequence[str] | None) -> list[str]:
@@ -96,6 +101,7 @@ class WorkerProcess:
         me: Identity,
         classes: list[str],
         app: Celery,
+        broker_url: str,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -114,26 +120,40 @@ class WorkerProcess:
             settings.times,
             self._recorder.put,
             Meter(db, provider) if provider.limits else None,
+            full=lambda: self._recorder.full,
         )
-        self._heartbeat = Heartbeat(db, self._loop, me, classes, settings.times, self._replaced, self._refill.ask)
+        self._claiming = Claiming(db, me, self._loop.hand, settings.times.lease)
+        self._heartbeat = Heartbeat(
+            db, self._loop, me, classes, settings.times, self._claiming, self._replaced, self._refill.ask
+        )
+        models = {s.model for name in classes for s in registry.classes[name].serve if s.provider == me.provider}
+        self._draining = Draining(db, self._loop, me, provider, models, settings.times, self._refill.ask)
+        self._watchdog = Watchdog(
+            broker_url, db, self._loop, self._heartbeat, classes, settings.times, settings.drain_s
+        )
 
     def run(self) -> None:
-        """Serve until told to stop, then drain."""
+        """Serve until told to stop, then drain; SystemExit where the watchdog ended it."""
         claims.register(self._db, self._me, self._classes, self._provider.in_flight, self._provider.reach)
-        register_task(self._app, self._db, self._loop, self._me, self._settings.times)
+        register_task(self._app, self._db, self._loop, self._claiming)
         threading.excepthook = _end_process  # a worker without one of its threads would hold leases for nothing
         gc.collect()
         gc.freeze()  # the libraries' objects live as long as the process: looking through them cost a tenth of the time
+        self._draining.begin()
         self._loop.start()
+        self._draining.start()
         self._recorder.start()
         self._heartbeat.start()
         self._refill.start()
         self._refill.ask()
+        self._watchdog.start()
         worker = self._celery_worker()
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         log.info("worker started", worker=self._me.name, classes=self._classes, in_flight=self._provider.in_flight)
         worker.start()
         self._drain()
+        if self._watchdog.tripped:
+            sys.exit(EX_SOFTWARE)  # for its supervisor
 
     def _celery_worker(self) -> Any:
         queues = {class_queue(name): name for name in self._classes}
@@ -161,11 +181,16 @@ class WorkerProcess:
 
     def _drain(self) -> None:
         log.info("draining", worker=self._me.name, in_flight=self._loop.in_flight)
+        self._draining.stop()
         self._loop.drain(self._settings.drain_s)
         self._recorder.stop(self._settings.times.lease)
         self._heartbeat.stop()
         self._refill.stop()
-        claims.leave(self._db, self._me)
+        self._watchdog.stop()
+        try:
+            claims.leave(self._db, self._me)
+        except SQLAlchemyError as error:
+            log.error("the worker's row stays in the ledger", error=type(error).__name__)
         self._db.close()
 
 

@@ -12,11 +12,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
+from tasks.validation import clean
 
 #: seconds, rows and bytes of output that one group collects; the bytes bound a worker's memory
 GROUP_S, GROUP_ROWS, GROUP_BYTES = 0.1, 200, 1_000_000
 #: seconds between tries while the ledger cannot be written
-LEDGER_RETRY_S = 1.0
+LEDGER_RETRY_S = 0.25
+#: bytes of results that wait for the ledger before nothing more is started, and what one counts beside its output
+SPOOL_BYTES, OUTCOME_BYTES = 64_000_000, 2_000
+#: the fields of an outcome that quote a server
+SAID = ("served_model", "error_message")
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +39,24 @@ class Recorder(threading.Thread):
         self._recorded = recorded
         self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         self._give_up_at = float("inf")
+        self._spooled = 0  # bytes
+        self._away = False  # the ledger, at the last try
+        self._counting = threading.Lock()
+
+    @property
+    def full(self) -> bool:
+        """Whether as much waits for the ledger as may; calls in flight are recorded all the same."""
+        return self._spooled >= SPOOL_BYTES
 
     def put(self, outcome: Outcome) -> None:
         """Record this with the next group."""
+        _make_storable(outcome)
+        self._count(_size(outcome))
         self._outcomes.put(outcome)
+
+    def _count(self, size: int) -> None:
+        with self._counting:
+            self._spooled += size
 
     def stop(self, within_s: float) -> None:
         """Write what is left, then end; a ledger that cannot be written is given up then, and the leases run out."""
@@ -72,13 +91,31 @@ class Recorder(threading.Thread):
         return group, True
 
     def _write(self, group: list[Outcome]) -> None:
-        left, stale = list(group), 0
+        left, stale, size = list(group), 0, sum(map(_size, group))
         while left and time.monotonic() < self._give_up_at:
             try:
                 stale += record(self._db, left)
             except SQLAlchemyError as error:  # results wait here; their leases end, the fences decide later
-                log.error("the ledger cannot be written", error=type(error).__name__, results=len(group))
+                if not self._away:
+                    log.error("the ledger cannot be written", error=type(error).__name__, results=len(group))
+                self._away = True
                 time.sleep(LEDGER_RETRY_S)
+            else:
+                self._away = False
         if stale:
             log.warning("stale results changed nothing", stale=stale)
+        self._count(-size)
         self._recorded(group)
+
+
+def _make_storable(outcome: Outcome) -> None:
+    """Escape what a server said and no database takes as text: NUL and lone surrogates, in a model's name, say."""
+    for name in SAID:
+        if isinstance(value := getattr(outcome, name), str):
+            setattr(outcome, name, clean(value))
+    if outcome.call is not None:
+        outcome.call.update({k: clean(v) for k, v in outcome.call.items() if isinstance(v, str)})
+
+
+def _size(outcome: Outcome) -> int:
+    return len(outcome.output or b"") + OUTCOME_BYTES

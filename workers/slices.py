@@ -5,31 +5,29 @@ A slot of the pool is never held for a slice's slowest job: that would cost more
 
 from __future__ import annotations
 
-import time
-
 import structlog
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.ledger import claims
-from tasks.ledger.claims import ALONE_CRASHES, Identity
+from tasks.ledger.claims import ALONE_CRASHES
 from tasks.ledger.database import Database
 from tasks.queues import RUN_SLICE
-from tasks.settings import Times
+from workers.claiming import Claiming
 from workers.hand import Held
 from workers.loop import Loop
 
 log = structlog.get_logger(__name__)
 
 
-def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Times) -> None:
+def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> None:
     """Give the app its one task that runs jobs."""
 
     @app.task(name=RUN_SLICE, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_slice(slice: str) -> None:
         try:
             take(slice)
-        except SQLAlchemyError as error:  # nothing was claimed: the sweep sends the slice again
+        except SQLAlchemyError as error:  # the sweep sends the slice again
             log.error("a slice could not be claimed", slice=slice[:64], error=type(error).__name__)
 
     def take(slice_id: str) -> None:
@@ -37,8 +35,7 @@ def register_task(app: Celery, db: Database, loop: Loop, me: Identity, times: Ti
             claims.put_back(db, slice_id)
             return
         at_once = loop.line.open()
-        claimed_at = time.monotonic()
-        held = loop.hand.take(claims.claim(db, slice_id, me, times.lease, started=at_once), claimed_at, times.lease)
+        held = claiming.claim(slice_id, started=at_once)
         if not held:
             return
         alone = any(h.job.crashes >= ALONE_CRASHES for h in held)

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,7 +99,7 @@ def describe(p: Progress) -> str:
 def show_progress(steps: Iterable[Progress]) -> Progress:
     """Show each step: a moving line on a terminal, else one line every LINE_EVERY_S; returns the last."""
     last: Progress | None = None
-    with _line() as write:
+    with progress_line() as write:
         for last in steps:
             write(f"{last.batch_id}  {describe(last)}", last.over)
     assert last is not None  # a watch yields at least once
@@ -107,7 +107,8 @@ def show_progress(steps: Iterable[Progress]) -> Progress:
 
 
 @contextmanager
-def _line() -> Iterator[Any]:
+def progress_line() -> Iterator[Callable[[str, bool], None]]:
+    """Writes (text, whether it is the last): a moving line on a terminal, else one line every LINE_EVERY_S."""
     if sys.stderr.isatty():
         with _moving_line() as write:
             yield write
@@ -124,7 +125,7 @@ def _line() -> Iterator[Any]:
 
 
 @contextmanager
-def _moving_line() -> Iterator[Any]:
+def _moving_line() -> Iterator[Callable[[str, bool], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)

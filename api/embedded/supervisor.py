@@ -142,10 +142,12 @@ class Supervisor:
         url = self._start_redis()
         self.settings.redis_url = url
         registry = self._find_registry()
+        with db.read() as c:
+            started_at = db.now(c)  # what workers and beat write is compared with it
         self._pool: dict[str, Any] = {
             "pid": os.getpid(),
             "redis_url": url,
-            "started_at": time.time(),
+            "started_at": started_at,
             "servers": self._servers(registry),
             "ready": False,
         }
@@ -242,11 +244,11 @@ class Supervisor:
     def _wait_until_ready(self, db: Database) -> None:
         """Every worker has entered itself, and beat has ticked."""
         wanted = {r.name.removeprefix("worker ") for r in self.roles if r.name.startswith("worker ")}
-        began, until = time.time(), time.monotonic() + START_S
+        began, until = self._pool["started_at"], time.monotonic() + START_S
         while not self._stop and time.monotonic() < until:
-            here = {w.provider for w in reading.all_workers(db) if w.last_seen >= self._pool["started_at"]}
-            tick = ticks.last_tick(db, "sweep")
-            if wanted <= here and tick is not None and tick <= time.time() - began + 1:
+            mine = [w for w in reading.all_workers(db) if w.node == self.settings.node]
+            here = {w.provider for w in mine if w.last_seen >= began}
+            if wanted <= here and (ticks.ticked_at(db, "sweep") or 0.0) >= began:
                 return
             self._keep_roles()
             time.sleep(0.05)
@@ -256,7 +258,8 @@ class Supervisor:
     # --- run and stop --------------------------------------------------------------------------------------
 
     def _watch(self, db: Database, still_ours: Callable[[], bool]) -> None:
-        signs = VitalSigns(db, self.settings.redis_url or "", max(FROZEN_S, self.settings.times.worker_gone))
+        silent_s = max(FROZEN_S, self.settings.times.worker_gone)
+        signs = VitalSigns(db, self.settings.redis_url or "", self.settings.node, silent_s)
         ledger = db.path.stat() if db.path else None  # PostgreSQL is nobody's file
         next_look = time.monotonic() + LOOK_AGAIN_S
         while not self._stop:

@@ -21,10 +21,11 @@ LOOKS = 10
 
 
 class VitalSigns:
-    """The signs of one pool's roles, by role name."""
+    """The signs of one machine's roles, by role name; other nodes' workers are in the ledger, too."""
 
-    def __init__(self, db: Database, redis_url: str, silent_s: float) -> None:
+    def __init__(self, db: Database, redis_url: str, node: str, silent_s: float) -> None:
         self._db = db
+        self._node = node
         self._redis = redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2)
         self._silent_s = silent_s
         self._seen: dict[str, tuple[object, float]] = {}
@@ -49,7 +50,8 @@ class VitalSigns:
     def _signs(self) -> dict[str, object]:
         signs: dict[str, object] = {}
         try:
-            signs = {f"worker {w.provider}": w.last_seen for w in reading.all_workers(self._db)}
+            here = [w for w in reading.all_workers(self._db) if w.node == self._node]
+            signs = {f"worker {w.provider}": w.last_seen for w in here}
             signs["beat"] = ticks.ticked_at(self._db, "sweep")
         except SQLAlchemyError:
             return {}  # a ledger that cannot be read says nothing of the roles

@@ -14,16 +14,23 @@ from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
 from tasks.errors import OffloadError
 from tasks.ledger import reading, ticks, usage
+from tasks.ledger.nodes import Phase
 from tasks.privacy import Reach
 from tasks.providers import Provider
+from tasks.queues import SWEPT_KEY
 from tasks.registry import CLOUD, ModelClass, Registry
 from tasks.settings import unknown_variables
 from workers.backends import Health, Probe, for_provider
 
 #: sweeps beat may be late before it counts as gone
 LATE_SWEEPS = 4
-#: words of SQLite's errors, and what mends them
+#: words of the databases' errors and of ours, and what mends them
 LEDGER_FIXES = (
+    ("older tables", "offload db upgrade"),
+    ("newer tables", "update Offload on this machine"),
+    ("not a database", "restore the file from a copy"),
+    ("malformed", "restore the file from a copy"),
+    ("connection", "start that PostgreSQL, or correct OFFLOAD_DATABASE_URL"),
     ("readonly", "make the file and its folder writable"),
     ("full", "free the disk"),
     ("locked", "find out who holds it: fuser -v on the file"),
@@ -52,7 +59,8 @@ def examine(pool: Pool) -> list[Finding]:
     probes = asyncio.run(_probe_all(registry))
     whole = all(f.ok for f in findings if f.check == "ledger")
     healthy = _healthy_providers(pool) if whole else set()
-    findings += [*_providers(registry, probes, healthy), *_classes(registry, probes)]
+    told = _told_elsewhere(pool) if whole else {}
+    findings += [*_providers(registry, probes, healthy, told), *_classes(registry, probes, told)]
     if whole:
         findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool)]
     return findings
@@ -73,9 +81,14 @@ def _redis(pool: Pool) -> Iterator[Finding]:
         if os.environ.get("OFFLOAD_REDIS_URL")
         else "offload up --detach"
     )
+    trouble = ""
     try:
         client = redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3)
         info: Any = client.info()
+        try:
+            client.set(SWEPT_KEY, "1", ex=60)
+        except redis.ResponseError as error:
+            trouble = _trouble(error)
         client.close()
     except (redis.RedisError, ValueError, OSError) as error:
         yield Finding("redis", False, f"does not answer ({type(error).__name__})", fix)
@@ -90,22 +103,33 @@ def _redis(pool: Pool) -> Iterator[Finding]:
         )
     elif info.get("role") != "master":
         yield Finding("redis", False, "is a replica and takes no writes", "name the master in OFFLOAD_REDIS_URL")
+    elif trouble:
+        yield Finding("redis", False, trouble, "redis-cli info memory; redis-cli info persistence")
     else:
         yield Finding("redis", True, f"{info.get('server_name', 'redis')} {info.get('redis_version', '')}")
+
+
+def _trouble(error: redis.RedisError) -> str:
+    from tasks.app import broker_words  # Celery takes a while to import: only here
+
+    return broker_words(error)
 
 
 def _ledger(pool: Pool) -> Iterator[Finding]:
     try:
         ticks.tick(pool.db, "doctor", {})
-        yield Finding("ledger", True, str(pool.settings.ledger()))
+        yield Finding("ledger", True, pool.db.where)
     except OffloadError as error:
-        yield Finding(
-            "ledger", False, str(error), "make the folder writable, or set OFFLOAD_HOME or OFFLOAD_DATABASE_URL"
-        )
+        otherwise = "make the folder writable, or set OFFLOAD_HOME or OFFLOAD_DATABASE_URL"
+        yield Finding("ledger", False, str(error), _ledger_fix(str(error), otherwise))
     except Exception as error:
-        cause = getattr(error, "orig", None) or type(error).__name__
-        fix = next((f for words, f in LEDGER_FIXES if words in str(cause)), "restore the file from a copy")
-        yield Finding("ledger", False, f"{pool.settings.ledger()}: {cause}", fix)
+        cause = str(getattr(error, "orig", None) or type(error).__name__).split("\n")[0]
+        otherwise = "look at that PostgreSQL" if pool.db.is_postgres else "restore the file from a copy"
+        yield Finding("ledger", False, f"{pool.db.where}: {cause}", _ledger_fix(cause, otherwise))
+
+
+def _ledger_fix(said: str, otherwise: str) -> str:
+    return next((fix for words, fix in LEDGER_FIXES if words in said), otherwise)
 
 
 async def _probe_all(registry: Registry) -> dict[str, Probe]:
@@ -123,7 +147,20 @@ def _healthy_providers(pool: Pool) -> set[str]:
     return {w.provider for w in live if w.health == Health.HEALTHY}
 
 
-def _providers(registry: Registry, probes: dict[str, Probe], healthy: set[str]) -> Iterator[Finding]:
+def _told_elsewhere(pool: Pool) -> dict[str, str]:
+    """What workers say of providers that do not answer here: those of other nodes, and those that were stopped."""
+    told: dict[str, str] = {}
+    for worker in live_workers(pool, reading.all_workers(pool.db)):
+        if worker.phase == Phase.STOPPED:
+            told.setdefault(worker.provider, worker.detail)
+        elif worker.node != pool.settings.node and worker.health == Health.HEALTHY:
+            told[worker.provider] = f"well, by the word of {worker.name}"
+    return told
+
+
+def _providers(
+    registry: Registry, probes: dict[str, Probe], healthy: set[str], told: dict[str, str]
+) -> Iterator[Finding]:
     if not registry.providers:
         yield Finding(
             "providers", False, "none is configured and none was found", "start a model server, then offload up"
@@ -131,6 +168,8 @@ def _providers(registry: Registry, probes: dict[str, Probe], healthy: set[str]) 
     for provider in registry.providers.values():
         if provider.kind == "gguf":
             yield _gguf(provider)
+        elif provider.name in told and probes[provider.name].health is Health.OFFLINE:
+            yield Finding(f"provider {provider.name}", True, told[provider.name])
         else:
             yield _provider(provider, probes[provider.name], has_worker=provider.name in healthy)
 
@@ -173,7 +212,7 @@ def _gguf(provider: Provider) -> Finding:
     return Finding(name, True, f"{provider.path}, served by its worker")
 
 
-def _classes(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
+def _classes(registry: Registry, probes: dict[str, Probe], told: dict[str, str]) -> Iterator[Finding]:
     for model_class in registry.classes.values():
         if not model_class.serve and model_class.name == CLOUD:
             yield Finding(f"class {CLOUD}", True, "nothing serves it: what may not be done here is refused")
@@ -185,16 +224,20 @@ def _classes(registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
                 f"add classes.{model_class.name}.serve to offload.yaml",
             )
         else:
-            yield from _served(model_class, registry, probes)
+            yield from _served(model_class, registry, probes, told)
 
 
-def _served(model_class: ModelClass, registry: Registry, probes: dict[str, Probe]) -> Iterator[Finding]:
+def _served(
+    model_class: ModelClass, registry: Registry, probes: dict[str, Probe], told: dict[str, str]
+) -> Iterator[Finding]:
     for serve in model_class.serve:
         probe = probes.get(serve.provider)
         name = f"class {model_class.name}"
         where = f"{serve.model} on {serve.provider}"
         if probe is None:
             yield Finding(name, True, where)
+        elif serve.provider in told and probe.health is Health.OFFLINE:
+            yield Finding(name, True, f"{where}: {told[serve.provider]}")
         elif probe.health is Health.OFFLINE:
             yield Finding(name, False, f"{where}: the provider is away", f"start provider {serve.provider}")
         elif not probe.has(serve.model):
@@ -220,6 +263,9 @@ def _workers(pool: Pool, registry: Registry) -> Iterator[Finding]:
                 f"worker {name}", False, "no live worker", f"offload up, or: offload worker --provider {name}"
             )
         for worker in mine:
+            if worker.phase != Phase.SERVING:
+                yield Finding(f"worker {name}", True, f"{worker.name} is {worker.phase}: {worker.detail}")
+                continue
             detail = f"{worker.name}: {worker.in_flight} of {worker.capacity} in flight, {worker.health}"
             ok = worker.health in (Health.HEALTHY, Health.BUSY, Health.WARMING)
             yield Finding(f"worker {name}", ok, detail, "" if ok else f"see provider {name}: {worker.detail}")
@@ -227,13 +273,18 @@ def _workers(pool: Pool, registry: Registry) -> Iterator[Finding]:
 
 
 def _left_out(registry: Registry, live: list[Any]) -> Iterator[Finding]:
-    """Classes that every live worker was told not to serve (`worker --serves`)."""
+    """Classes that every live worker was told not to serve (`worker --serves`), or that only drained nodes serve."""
     here = {w.provider for w in live}
     for model_class in registry.classes.values():
         providers = sorted({s.provider for s in model_class.serve} & here)
         if providers and not any(model_class.name in w.classes for w in live):
             fix = f"offload worker --provider {providers[0]} --serves {model_class.name}"
             yield Finding(f"class {model_class.name}", False, "no live worker serves it; its jobs wait", fix)
+        serving = [w for w in live if model_class.name in w.classes]
+        if serving and all(w.phase != Phase.SERVING for w in serving):
+            nodes = sorted({w.node for w in serving})
+            detail = f"only drained nodes serve it ({', '.join(nodes)}); its jobs wait"
+            yield Finding(f"class {model_class.name}", False, detail, f"offload resume {nodes[0]}")
 
 
 def _beat(pool: Pool) -> Iterator[Finding]:

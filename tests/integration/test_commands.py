@@ -185,7 +185,7 @@ def test_cancel_closes_calls_in_flight_and_keeps_results(
     """cancel: the simulator sees its calls closed, what was done stays done, the rest is cancelled, once."""
     closed = simulator.stats()["closed"]
     ran = pool.cli("cancel", stuck, "--json")
-    assert (ran.code, ran.json) == (0, {"id": stuck, "state": "cancelled", "cancelled": 2})
+    assert (ran.code, ran.json) == (0, {"id": stuck, "state": "cancelled", "cancelled": 2, "dependents": []})
     eventually(lambda: simulator.stats()["closed"] - closed == 2, "the calls are closed")
     assert [r["state"] for r in pool.cli("results", stuck).lines] == ["done", "cancelled", "done", "cancelled"]
     again = pool.cli("cancel", stuck)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.ledger import claims, ticks
+from tasks.ledger import claims, nodes, ticks
 from tasks.ledger.claims import Identity
 from tests.support.cli import offload
 from tests.support.pool import Redis, TestPool, running, simulated
@@ -244,3 +244,22 @@ def test_a_fresh_home_is_told_what_to_do(tmp_path: Path) -> None:
     assert ran.code == 1
     assert "offload up" in ran.text
     assert "Traceback" not in ran.stderr
+
+
+def test_only_drained_nodes(pool: TestPool) -> None:
+    """A class that only drained nodes serve waits, and doctor names the way back."""
+    me = Identity("here", "sim", "run", os.getpid())
+    nodes.set_phase(pool.db, me, nodes.Phase.DRAINED, "its node is drained: offload resume here", 0)
+    assert_broken(pool, "class small", "only drained nodes serve it (here)", "offload resume here")
+
+
+def test_a_server_of_another_node(pool: TestPool, redis: Redis) -> None:
+    """A provider that does not answer here may be well where its worker is."""
+    write_config(pool, simulated("http://127.0.0.1:9"))
+    assert_broken(pool, "provider sim", "nobody answers", "providers.sim.url")
+    there = Identity("gpu1", "sim", "run", os.getpid())
+    claims.register(pool.db, there, CLASSES, 8)
+    claims.report(pool.db, there, in_flight=0, serving=CLASSES, consuming=True, health="healthy", detail="")
+    ran = pool.cli("doctor")
+    assert ran.code == 0, ran.text
+    assert "ok      provider sim: well, by the word of gpu1/sim" in ran.text

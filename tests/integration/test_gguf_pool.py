@@ -74,3 +74,14 @@ def test_a_killed_llama_cpp_is_started_again(pool: TestPool) -> None:
     assert {r["state"] for r in results} == {"done"}, results
     (successor,) = playing(pool.home, "workers.backends.gguf_server")
     assert successor.pid != child.pid
+
+
+def test_a_drained_node_holds_no_file(pool: TestPool) -> None:
+    """drain ends llama.cpp's child, and nothing starts it again before resume does."""
+    pool.finished(pool.submit(jobs(2)))
+    drained = pool.cli("drain", "here", "--timeout", "60")
+    assert drained.code == 0, drained.stderr
+    assert playing(pool.home, "workers.backends.gguf_server") == []
+    batch = pool.submit(jobs(2))
+    assert pool.cli("resume", "here").code == 0
+    assert {r["state"] for r in pool.finished(batch)} == {"done"}

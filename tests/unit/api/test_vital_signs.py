@@ -30,7 +30,8 @@ def test_a_role_without_a_sign_for_long_is_frozen(tmp_path: Path, now: list[floa
     server = Redis(tmp_path / "redis")
     db = open_ledger(tmp_path / "ledger.db")
     claims.register(db, ME, ["small"], 1)
-    signs = VitalSigns(db, server.url, SILENT)
+    claims.register(db, Identity("there", "sim", "r", 2), ["small"], 1)  # another machine's, which says nothing more
+    signs = VitalSigns(db, server.url, "here", SILENT)
     started = {"worker sim": 1000.0, "beat": 1000.0, "redis": 1000.0, "simulator": 1000.0}
 
     def live(*, worker: bool, beat: bool) -> list[str]:

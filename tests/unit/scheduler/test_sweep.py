@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -11,9 +12,11 @@ import redis
 from scheduler import redis_keys, sweep
 from tasks.app import Publisher, make_app
 from tasks.config import parse
+from tasks.errors import BrokerDown
 from tasks.ledger import endings, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
+from tasks.tables import Event
 from tests.support.pool import Redis
 from tests.unit.ledgers import Ledger, outcome
 
@@ -173,8 +176,61 @@ def test_one_sweep_does_everything(ledger: Ledger, broker: redis.Redis, sender: 
     ledger.record(outcome(ledger.claim(me, slices=sender.sent)[0]))
     ledger.wait(30 * 24 * 3600)
     counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
-    assert {name: n for name, n in counts.items() if n} == {"workers": 1}
+    assert {name: n for name, n in counts.items() if n} == {"workers": 1, "held_off": 1}
     assert job.fence == 1
+
+
+def test_leases_that_ended_while_nobody_swept_have_a_sweeps_time(
+    ledger: Ledger, broker: redis.Redis, sender: Both
+) -> None:
+    """After an outage workers that live give back or record first, without a crash; the next sweep waits no more."""
+
+    def swept() -> Counter[str]:
+        counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+        return Counter({name: counts[name] for name in ("held_off", "leases") if counts[name]})
+
+    _, _, (one, two) = ledger.running(2)
+    swept()
+    ledger.wait(TIMES.lease + 1)
+    assert swept() == {"held_off": 1}
+    ledger.record(outcome(one))
+    assert swept() == {"leases": 1}, "once is enough"
+    assert (ledger.job(one.id).crashes, ledger.job(two.id).crashes) == (0, 1)
+    ledger.wait(TIMES.sweep)
+    assert swept() == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "normal", "says"),
+    [("maxmemory", "1", "0", "out of memory"), ("replicaof", "127.0.0.1 1", "NO ONE", "read-only")],
+)
+def test_a_redis_that_takes_no_writes_is_told(
+    ledger: Ledger, broker: redis.Redis, publisher: Publisher, setting: str, value: str, normal: str, says: str
+) -> None:
+    """Submits are accepted and wait; the alert is written once, and the pool goes on when Redis takes writes again."""
+
+    def arrange(what: str) -> None:
+        if setting == "replicaof":
+            broker.replicaof(*what.split())
+        else:
+            broker.config_set(setting, what)
+
+    ledger.worker()
+    arrange(value)
+    try:
+        batch_id = ledger.submit(3)
+        for _ in range(2):
+            counts = sweep.run_once(ledger.db, broker, publisher, REGISTRY, TIMES)
+            assert counts["broker_down"] == 1
+        with pytest.raises(BrokerDown, match=says):
+            publisher.send_slice("s", "b", "small", 1)
+    finally:
+        arrange(normal)
+    (event,) = ledger.all(Event)
+    assert (event.kind, event.subject) == ("broker", "redis")
+    assert says in event.detail["trouble"]
+    assert ledger.states(batch_id) == {"queued": 3}
+    assert sweep.run_once(ledger.db, broker, ledger.sender, REGISTRY, TIMES)["sent"] == 3
 
 
 @pytest.mark.parametrize("down", ["redis", "sender"])

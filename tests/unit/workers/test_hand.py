@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 
 from tasks.ledger.claims import Claimed
 from tests.unit.workers.jobs import claimed
-from workers.hand import Hand
+from workers.hand import Hand, clock
 
 LEASE = 30.0
 
@@ -75,7 +74,7 @@ def test_a_job_that_has_ended_is_not_lost() -> None:
 def test_what_is_nearly_over_is_closed_once(left: float, dropped: bool, ended: bool, overdue: bool) -> None:
     """A call is closed while its lease still holds for the margin, unless that was done already."""
     hand = Hand()
-    (held,) = hand.take([job(1)], time.monotonic() + left - LEASE, LEASE)
+    (held,) = hand.take([job(1)], clock() + left - LEASE, LEASE)
     held.dropped, held.ended = dropped, ended
     assert hand.overdue(5.0) == ([held] if overdue else [])
 

@@ -180,7 +180,7 @@ def _watched(saw: Callable[[], None]) -> Iterator[bool]:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("bad", ["m\ud800", 10**30, {}])
+@pytest.mark.parametrize("bad", [10**30, {}])
 def test_a_result_that_cannot_be_written_does_not_stop_the_others(ledger: Ledger, bad: object) -> None:
     """One poisoned row ends as `unrecordable`; its group, and what comes after, is recorded."""
     batch_id, _, held = ledger.running(4)
@@ -195,6 +195,37 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_others(ledger: Ledger
         ("done", None),
         ("done", None),
     ]
+
+
+def test_names_and_words_of_a_server_are_stored_whatever_they_hold(ledger: Ledger) -> None:
+    """NUL and lone surrogates, which no database takes as text, are escaped; the answer counts."""
+    batch_id, _, (good, bad) = ledger.running(2)
+    with recording(ledger.db) as desk:
+        call = call_row(good) | {"model_served": "m\0", "finish_reason": "\ud800"}
+        desk.recorder.put(outcome(good, served_model="m\0\ud800", call=call))
+        desk.recorder.put(outcome(bad, JobState.FAILED, error_message="it said \0", call=call_row(bad)))
+    assert [(j.state, j.served_model, j.error_message) for j in ledger.jobs(batch_id)] == [
+        ("done", r"m\u0000\ud800", None),
+        ("failed", None, r"it said \u0000"),
+    ]
+    assert [c.model_served for c in ledger.calls(job_id=good.id)] == [r"m\u0000"]
+
+
+def test_a_spool_is_full_only_while_the_ledger_is_away(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that wait for the ledger are counted until they are written; beyond the bound nothing more may start."""
+    monkeypatch.setattr(recorder, "LEDGER_RETRY_S", 0.01)
+    monkeypatch.setattr(recorder, "SPOOL_BYTES", 3 * recorder.OUTCOME_BYTES + 300)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 10)
+    _, _, held = ledger.running(3)
+    other = sqlite3.connect(str(ledger.db.path), isolation_level=None)
+    with recording(ledger.db) as desk:
+        other.execute("BEGIN IMMEDIATE")
+        for job, full in zip(held, (False, False, True), strict=True):
+            desk.recorder.put(outcome(job, output=b"7" * 100))
+            assert desk.recorder.full is full
+        other.execute("ROLLBACK")
+        eventually(lambda: not desk.recorder.full and desk.written == 3, "the results are written")
+    other.close()
 
 
 def test_groups_are_told_after_their_commit(ledger: Ledger) -> None:
