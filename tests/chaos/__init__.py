@@ -1,0 +1,22 @@
+"""Breaks a real pool on purpose, again and again, and checks the promises: `python -m tests.chaos`.
+
+    __main__    arguments, the pools side by side, the table
+    nemesis     one strike: its draw from the seed, what was in flight, how long recovery took
+    faults      the table: each row of FAULTS.md, its words, its bound, the function that strikes
+    faults_*    those functions
+    pool        the pool under test: its servers, nodes and roles
+    nursery     starts roles in a tenth of a second
+    proxy       stands before Redis and PostgreSQL, for one node alone: holes, delays, cuts, half-open connections
+    ears        what a proxy overhears: a message popped, a COMMIT
+    inside/     what is held of a role from within: its clock, its next commit
+    client      submits, cancels, reads; keeps its own history
+    checks      I1 to I9
+    broken      copies of the tree with one promise switched off: the proof of the proof
+
+Recovery is the time from the strike until every job that was in the victim's hand (of a fault of all: every job
+dispatched or running) is terminal or claimed again, and every node that should work has been asked for something new
+since the fault ended.
+
+A role that is started again comes from a process that has everything imported already: importing takes seconds of a
+core and is not what is tested.  What it runs is the command's own code (`offload worker …`).
+"""
