@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors requirements clean
+.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-fairness requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -33,6 +33,9 @@ bench-audit: setup  ## how the audit's test does on a thousand seeded streams
 
 bench-detectors: setup  ## what the privacy detectors find and miss, and how fast
 	@$(PY) -m tests.bench.detectors
+
+bench-fairness: setup  ## what 100 jobs cost beside 10,000, and how right the time left is
+	@$(PY) -m tests.bench.fairness
 
 requirements:  ## pin again; the file names no index
 	@sh ops/pin.sh
