@@ -1,8 +1,9 @@
 # The commands people and CI share.  `make setup` needs Python 3.11+ and nothing else.
 PYTHON ?= python3
 PY := .venv/bin/python
+MINUTES ?= 60
 
-.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-fairness requirements clean
+.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-fairness chaos-short chaos requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -36,6 +37,13 @@ bench-detectors: setup  ## what the privacy detectors find and miss, and how fas
 
 bench-fairness: setup  ## what 100 jobs cost beside 10,000, and how right the time left is
 	@$(PY) -m tests.bench.fairness
+
+chaos-short: setup  ## about 5 minutes: the proof of the proof, then every fault on both ledgers, times divided by ten
+	@$(PY) -m pytest -q tests/chaos
+	@$(PY) -m tests.chaos --ledger both --runs 1 --pools 3
+
+chaos: setup  ## the same for as long as asked, with the times of production: make chaos MINUTES=60
+	@$(PY) -m tests.chaos --ledger both --minutes $(MINUTES) --divisor 1 --pools 6
 
 requirements:  ## pin again; the file names no index
 	@sh ops/pin.sh

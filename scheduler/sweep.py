@@ -18,7 +18,7 @@ from tasks.ledger import sweeping
 from tasks.ledger.control import cancel_dependents
 from tasks.ledger.database import Database
 from tasks.ledger.events import BROKER, alert
-from tasks.ledger.ticks import counted, tick
+from tasks.ledger.ticks import TROUBLE, counted, tick
 from tasks.queues import SWEPT_KEY, class_queue
 from tasks.registry import Registry
 from tasks.settings import Times
@@ -45,10 +45,12 @@ def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: R
         counts["mended"] = mend(broker, registry.classes)
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, registry.reaches, times)
+        trouble = ""
     except (BrokerDown, redis.RedisError) as error:
         counts["broker_down"] = 1
-        alert(db, BROKER, "redis", {"trouble": str(error) if isinstance(error, BrokerDown) else broker_words(error)})
-    tick(db, "sweep", dict(counts))
+        trouble = str(error) if isinstance(error, BrokerDown) else broker_words(error)
+        alert(db, BROKER, "redis", {"trouble": trouble})
+    tick(db, "sweep", dict(counts) | {TROUBLE: trouble})
     return counts
 
 

@@ -2,6 +2,7 @@
 
     process.py     the Celery worker of one provider: wiring, start, drain
     slices.py      the Celery task: claim a slice, wait for room, hand over, return
+    claiming.py    claims while the ledger is away, and what broken ones leave behind
     loop.py        runs the jobs in hand; starts waiting ones by priority, gives back what cannot run
     hand.py        the jobs in hand and how long their leases hold
     gate.py        how many calls may run now: the provider's limit, its health, its waits (pure)
@@ -11,6 +12,7 @@
     heartbeat.py   renews leases, reports the worker, drops what was cancelled
     draining.py    follows what is wanted of the node: drained, stopped, serving again
     server_commands.py  runs the commands that start and stop this node's model server
+    watchdog.py    ends a worker that lives and does nothing
     meter.py       keeps a provider's calls within its limits
     straight.py    one question by the standard library alone, for the helpers (straight_bodies.py: what is sent)
     backends/      one file per protocol; the one place that opens a connection to a model

@@ -199,4 +199,4 @@ def _end_process(fault: threading.ExceptHookArgs) -> None:
     log.critical(
         "a thread of the worker died", thread=getattr(fault.thread, "name", "?"), error=fault.exc_type.__name__
     )
-    os._exit(70)
+    os._exit(EX_SOFTWARE)

@@ -139,6 +139,7 @@ LEDGER_WORDS = {
     "not a database": "the ledger's file is no database; restore it, or name another OFFLOAD_HOME",
     "malformed": "the ledger's file is damaged; restore it, or name another OFFLOAD_HOME",
     "disk I/O error": "the disk that holds the ledger fails; look at it, and try again",
+    "connection timeout expired": "the ledger's PostgreSQL does not answer; see OFFLOAD_DATABASE_URL",
     "connection failed": "the ledger's PostgreSQL cannot be reached; is it running? see OFFLOAD_DATABASE_URL",
     "connection is closed": "the connection to PostgreSQL broke; look with `offload batches`, and try again",
     "terminating connection": "PostgreSQL ended the connection; look with `offload batches`, and try again",

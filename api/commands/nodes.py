@@ -61,14 +61,14 @@ def _row(w: NodeWorker) -> tuple[Any, ...]:
 @nodes.command()
 @wanting
 def stop(name: str, no_wait: bool, timeout: float | None, as_json: bool) -> None:
-    """Drain NODE, then run the `stop` commands of its providers there."""
+    """Drain NODE, then run its `stop` commands there."""
     _want(name, Wanted.STOPPED, no_wait, timeout, as_json)
 
 
 @nodes.command()
 @wanting
 def start(name: str, no_wait: bool, timeout: float | None, as_json: bool) -> None:
-    """Run the `start` commands of NODE's providers there; it serves again once its servers answer."""
+    """Run the `start` commands of NODE there; it serves once its servers answer."""
     _want(name, Wanted.SERVING, no_wait, timeout, as_json)
 
 

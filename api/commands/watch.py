@@ -14,7 +14,7 @@ from api.commands.submit import exit_code, going_on
 from api.use_cases.outlook import Outlook, outlook
 from api.use_cases.pool import Pool
 from api.use_cases.watching import counts, is_running, live_workers, now, watch
-from tasks.ledger import audits, reading, standing
+from tasks.ledger import audits, reading, standing, ticks
 from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 
 
@@ -215,10 +215,13 @@ def _pool_status(pool: Pool, as_json: bool) -> None:
             for w in workers
         ]
         found = {"running": running, "workers": rows, "open_batches": [_batch_json(r) for r in open_]}
+        found["trouble"] = ticks.broker_trouble(pool.db)
         print_json(found | {"audits": audits.counted(pool.db), "alarms": len(audits.alarms(pool.db))})
         return
     if not running:
         say("the pool is not running: offload up")
+    if running and (trouble := ticks.broker_trouble(pool.db)):
+        say(f"{trouble}; jobs wait meanwhile")
     head = ("worker", "health", "in flight", "of", "classes")
     click.echo(table(head, [(w.name, w.health, w.in_flight, w.capacity, ", ".join(w.classes)) for w in workers]))
     waiting = sum(r.open for r in open_)

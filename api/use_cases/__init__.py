@@ -4,6 +4,8 @@ pool         what a caller holds: settings, registry, ledger, publisher
 submitting   a file of job lines becomes a batch, or every fault is reported
 watching     progress, and why a job waits
 explaining   what the policy says of a job, and a table of such cases
+nodes        what people want of a node, and waiting until it is so
 audits       what the second opinions say
 doctor       what is broken, with the command that mends it
+deep         whether all rows of the ledger agree with each other
 """

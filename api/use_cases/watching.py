@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
 from api.embedded.state import running_pid
 from api.use_cases.pool import Pool
 from tasks.ledger import reading
@@ -15,6 +17,8 @@ from tasks.states import TERMINAL, BatchState, JobState
 
 #: seconds the rate is taken over
 RATE_WINDOW_S = 30.0
+#: seconds a database that went away is waited for, and between two looks
+AWAY_S, AWAY_POLL_S = 60.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,31 @@ def counts(row: Any) -> dict[str, int]:
 
 
 def watch(pool: Pool, batch_id: str, timeout_s: float | None, every_s: float = 0.2) -> Iterator[Progress]:
-    """The batch's progress until it is over or the time has passed; the last one yielded is the end."""
+    """The batch's progress until it is over or the time has passed; the last one yielded is the end.
+
+    A database that restarts is waited for; raises what it says when it stays away for AWAY_S.
+    """
     until = None if timeout_s is None else time.monotonic() + timeout_s
     seen: deque[tuple[float, int]] = deque()
     while True:
-        row = reading.batch(pool.db, batch_id)
+        row = _patiently(pool, batch_id)
         progress = _progress(row, seen)
         yield progress
         now = time.monotonic()
         if progress.over or (until is not None and now >= until):
             return
         time.sleep(every_s if until is None else max(0.0, min(every_s, until - now)))
+
+
+def _patiently(pool: Pool, batch_id: str) -> Any:
+    until = time.monotonic() + AWAY_S
+    while True:
+        try:
+            return reading.batch(pool.db, batch_id)
+        except OperationalError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(AWAY_POLL_S)
 
 
 def _progress(row: Any, seen: deque[tuple[float, int]]) -> Progress:

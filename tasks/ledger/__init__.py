@@ -1,6 +1,7 @@
 """The ledger: the only truth about jobs.  Every state change of a job is here, and nowhere else.
 
     database   the engine, its two kinds of transaction, the database's clock
+    patience   a PostgreSQL that says nothing more is given up
     submit     a batch is loaded in commits of bounded size; the last one is the promise
     claims     dispatched → running under a new fence and a lease; renewing; what a worker says of itself
     record     results, retries and give-backs, in groups, each only where id, fence and running still match
@@ -13,6 +14,7 @@
     sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
     reading    status and results
     nodes      what people want of nodes, and how far their workers are with it
+    invariants what must always hold, as questions to the ledger; `mending` repairs what can be
     events     alerts, each said once in a while
     ticks      when each periodic service last ran
 

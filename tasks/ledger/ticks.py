@@ -9,6 +9,9 @@ from sqlalchemy import select, update
 from tasks.ledger.database import Database, insert_new, retried
 from tasks.tables import Tick
 
+#: among the counts of a sweep: what is wrong with Redis
+TROUBLE = "trouble"
+
 ticks = Tick.__table__  # type: ignore[attr-defined]
 
 
@@ -25,6 +28,11 @@ def ticked_at(db: Database, name: str) -> float | None:
     """When a periodic service last ran, in the database's unix seconds."""
     with db.read() as c:
         return c.execute(select(ticks.c.at).where(ticks.c.name == name)).scalar()
+
+
+def broker_trouble(db: Database) -> str:
+    """What the last sweep found wrong with Redis, in words; empty when it was well, or nobody swept."""
+    return str(counted(db, "sweep")[1].get(TROUBLE, ""))
 
 
 def last_tick(db: Database, name: str) -> float | None:

@@ -2,9 +2,10 @@
 
     python -m tests.bench.fairness [--ledger sqlite|postgres|both] [--repeats 3]
 
-Real Redis, real worker processes, the simulator as a process of its own, the times of production.  Jobs of two batches
-take equally long, so the 100 cannot take less than about twice their time alone when they get half of every worker.
-The time left is asked for when 20, 50 and 80 % of a batch, alone in the pool, have ended, and held against the truth.
+Real Redis, real worker processes, the simulator as a process of its own, the times of production.  Jobs of both batches
+take equally long: with half of every worker the 100 would take about twice their time alone, and what they wait for
+their first turn besides.  The time left is asked for when 20, 50 and 80 % of a batch, alone in the pool, have ended,
+and held against the truth.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.bench.throughput import Simulator, say, simulator
 from tests.support.pool import TestPool, running, simulated
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
+
+jobs = Job.__table__  # type: ignore[attr-defined]
 
 WORKERS = 2
 MANY, FEW = 10_000, 100
@@ -79,7 +82,16 @@ def took(pool: TestPool, batch: str) -> float:
 def nothing_runs(pool: TestPool) -> bool:
     """Whether no job is out."""
     with pool.db.read() as c:
-        return c.execute(select(func.count()).select_from(Job).where(IS_OUT)).scalar() == 0
+        return c.execute(select(func.count()).select_from(jobs).where(IS_OUT)).scalar() == 0
+
+
+def ended_beside(pool: TestPool, few: str, many: str) -> int:
+    """Jobs of `many` that ended from the opening of `few` to its end; no noise of the machine is in it."""
+    row = pool.batch(few)
+    while_open = jobs.c.finished_at.between(row.opened_at, row.finished_at)
+    with pool.db.read() as c:
+        query = select(func.count()).select_from(jobs).where(jobs.c.batch_id == many, while_open)
+        return int(c.execute(query).scalar_one())
 
 
 def has_done(pool: TestPool, batch: str, n: float) -> bool:
@@ -90,7 +102,7 @@ def has_done(pool: TestPool, batch: str, n: float) -> bool:
 def fairness(pool: TestPool, load: Load, repeats: int) -> None:
     """Print the few's time beside the many as a multiple of their time alone, taken in turns on a noisy machine."""
     many = pool.submit(load.jobs(MANY))
-    alone, beside = [], []
+    alone, beside, meanwhile = [], [], []
     for _ in range(repeats):
         control.pause(pool.db, many)
         eventually(functools.partial(nothing_runs, pool), "the pool is idle", 120)
@@ -99,11 +111,14 @@ def fairness(pool: TestPool, load: Load, repeats: int) -> None:
         pool.pool.dispatch()
         enough = pool.batch(many).done + 10 * load.in_flight
         eventually(functools.partial(has_done, pool, many, enough), "the pool is busy", 120)
-        beside.append(took(pool, pool.submit(load.jobs(FEW))))
+        few = pool.submit(load.jobs(FEW))
+        beside.append(took(pool, few))
+        meanwhile.append(ended_beside(pool, few, many))
     endings.cancel(pool.db, many)
     a, b = statistics.median(alone), statistics.median(beside)
     each = ", ".join(f"{x / y:.2f}" for x, y in zip(beside, alone, strict=True))
     say(f"  {FEW} jobs: alone {a:.2f} s, beside {MANY:,} {b:.2f} s, medians: {b / a:.2f} times (each: {each})")
+    say(f"  of the {MANY:,} ended meanwhile: {', '.join(map(str, meanwhile))}")
 
 
 def time_left(pool: TestPool, load: Load) -> None:

@@ -1,10 +1,15 @@
 """Breaks a real pool on purpose, again and again, and checks the promises: `python -m tests.chaos`.
 
     __main__    arguments, the pools side by side, the table
-    nemesis     one strike: its draw from the seed, what was in flight, how long recovery took
+    running     pools side by side: who strikes what next
+    table       the table, and what is red
+    nemesis     strikes a pool again and again, and judges each strike
+    strike      one strike: its draw from the seed, what was in flight, how long recovery took
+    watching    the load of the machine, and I9
     faults      the table: each row of FAULTS.md, its words, its bound, the function that strikes
     faults_*    those functions
-    pool        the pool under test: its servers, nodes and roles
+    pool        the pool under test: its servers and nodes
+    roles       its processes
     nursery     starts roles in a tenth of a second
     proxy       stands before Redis and PostgreSQL, for one node alone: holes, delays, cuts, half-open connections
     ears        what a proxy overhears: a message popped, a COMMIT

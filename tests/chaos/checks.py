@@ -74,12 +74,13 @@ class Calls:
         self.of: Counter[str] = Counter()
         self._read: dict[Path, int] = {}
 
-    def again(self, paths: list[Path]) -> int:
-        """Of the calls logged since the last look, those for a prompt that had been asked before."""
-        again = 0
+    def again(self, paths: list[Path]) -> list[str]:
+        """The prompts of the calls logged since the last look that had been asked before."""
+        again = []
         for path in paths:
             for prompt in self._new(path):
-                again += self.of[prompt] > 0
+                if self.of[prompt]:
+                    again.append(prompt)
                 self.of[prompt] += 1
         return again
 
@@ -173,6 +174,12 @@ def whole(client: Client) -> list[Wrong]:
         "SELECT j.id, j.tokens_out, sum(k.tokens_out) FROM jobs j JOIN calls k ON k.job_id = j.id AND NOT k.stale "
         "AND k.error_code IS NULL WHERE j.state = 'done' GROUP BY j.id, j.tokens_out "
         "HAVING sum(k.tokens_out) <> j.tokens_out",
+    )
+    wrong += _rows(
+        db,
+        "I6",
+        "I6: a call of job {0} under fence {1} is there {2} times",
+        "SELECT job_id, fence, count(*) FROM calls GROUP BY job_id, fence, started_at HAVING count(*) > 1",
     )
     return wrong
 

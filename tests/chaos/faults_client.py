@@ -8,7 +8,7 @@ from collections import Counter
 
 from tasks.states import TERMINAL
 from tests.chaos.client import Submission
-from tests.chaos.nemesis import Strike
+from tests.chaos.strike import Strike
 
 
 def same_key(s: Strike) -> None:

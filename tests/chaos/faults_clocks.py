@@ -6,7 +6,7 @@ import time
 
 from sqlalchemy import text
 
-from tests.chaos.nemesis import Strike
+from tests.chaos.strike import Strike
 from tests.support.waiting import eventually
 
 #: time zones that know daylight saving; beat goes by UTC and should not care

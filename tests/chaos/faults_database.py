@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.chaos.nemesis import Strike
+from tests.chaos.strike import Strike
 
 #: bytes of any file that a process on a full disk may still write
 FULL = 4096

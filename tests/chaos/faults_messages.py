@@ -13,7 +13,7 @@ from sqlalchemy import select
 from tasks.app import make_app
 from tasks.queues import RUN_SLICE, class_queue
 from tasks.tables import IN_SLICE
-from tests.chaos.nemesis import Strike, jobs
+from tests.chaos.strike import Strike, jobs
 from tests.support.waiting import eventually
 
 QUEUE = class_queue("small")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.chaos.nemesis import Strike
+from tests.chaos.strike import Strike
 from tests.support.waiting import eventually
 
 #: seconds that a call which hangs may take

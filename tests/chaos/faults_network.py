@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
-from tests.chaos.nemesis import SOCKETS_S, Strike
 from tests.chaos.proxy import Proxy
+from tests.chaos.strike import SOCKETS_S, Strike
 
 
 def cut_off(s: Strike) -> None:
@@ -14,21 +15,36 @@ def cut_off(s: Strike) -> None:
     ways: dict[str, list[Proxy]] = {"Redis": [victim.redis]}
     if victim.database is not None:
         ways |= {"the database": [victim.database], "both": victim.proxies}
-    what, how = s.random.choice(sorted(ways)), s.random.choice(["hole", "cut"])
+    what, how = s.random.choice(sorted(ways)), s.random.choice(["hole", "cut", "half-open", "slow"])
     dead = s.random.random() < 0.3
     s.note = f"{victim.name} from {what}, {how}{', its connections never come back' if dead else ''}"
     s.busy(s.site.nodes)
     for proxy in ways[what]:
-        proxy.hole() if how == "hole" else proxy.cut()
-        s.later(lambda proxy=proxy: proxy.heal(dead=dead))  # type: ignore[misc]
+        _break(proxy, how)
+        s.later(functools.partial(proxy.heal, dead=dead))
     s.crashed(victim)
     s.recover()
     left = s.site.times.lease * s.random.uniform(1.1, 1.5) - (time.monotonic() - (s.began or 0))
     time.sleep(max(0.0, left))
-    s.expect(victim.running == 0 or what == "Redis", f"{victim.name} still runs {victim.running} calls")
+    if how in ("hole", "cut") and what != "Redis":
+        s.expect(victim.running == 0, f"{victim.name} still runs {victim.running} calls")
+        doubled = s.overlapping(victim)
+        s.expect(not doubled, f"{len(doubled)} jobs were called elsewhere before {victim.name} closed its own call")
     for proxy in ways[what]:
         proxy.heal(dead=dead)
     s.comes_back([victim], 60 / s.site.divisor + SOCKETS_S)
+
+
+def _break(proxy: Proxy, how: str) -> None:
+    match how:
+        case "hole":
+            proxy.hole()
+        case "cut":
+            proxy.cut()
+        case "half-open":
+            proxy.half_open()
+        case "slow":
+            proxy.delay(0.3)
 
 
 def black_hole(s: Strike) -> None:

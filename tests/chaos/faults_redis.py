@@ -7,7 +7,7 @@ import time
 
 from api.embedded.redis_server import free_port
 from api.use_cases.doctor import examine
-from tests.chaos.nemesis import Strike
+from tests.chaos.strike import Strike
 
 
 def flushed(s: Strike) -> None:

@@ -1,68 +1,27 @@
-"""One strike: what it hits, what was in flight, how long recovery took, and what was broken by it."""
+"""Strikes a pool again and again, and judges each strike."""
 
 from __future__ import annotations
 
-import math
-import os
-import random
-import threading
+import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import ColumnElement, select
-from sqlalchemy.exc import DBAPIError
-
-from tasks.states import TERMINAL, JobState
-from tasks.tables import IS_OUT, Job
-from tasks.turns import slice_size
 from tests.chaos import checks
 from tests.chaos.checks import Calls, Wrong
-from tests.chaos.client import Client, Submission
-from tests.chaos.pool import TTFT_S, Node, Role, Site
-from tests.support.waiting import eventually
+from tests.chaos.client import Client
+from tests.chaos.pool import Site
+from tests.chaos.strike import Fault, Missed, Strike
+from tests.chaos.watching import Idle
 
-jobs = Job.__table__  # type: ignore[attr-defined]
-
-#: seconds for what no divisor touches: commits, claims, a tick of beat. They, and a fault's own undivided seconds,
-#: count for as many times as processes wanted each core during the strike (Load)
-ALLOWANCE_S = 2.0
-#: seconds that a role needs to be there again after its process was started
-START_S = 2.0
-#: seconds, undivided, of one round of suspects: after a crash they go one half slice at a time, a call after another
-ROUND_S = TTFT_S + 0.5
-#: seconds beyond the bound after which recovery is no longer waited for
-PATIENCE_S = 10.0
-#: seconds that what was hit may take to end, once it was claimed again
-SETTLE_S = 3.0
-#: seconds between two looks
-LOOK_S = 0.05
-#: seconds until a client of Redis notices a connection that died in silence, and works again: its socket timeouts
-#: and health checks (tasks/app.py) are no times of ours and are not divided
-SOCKETS_S = 35.0
 #: tries to hit work in flight
 TRIES = 4
-#: I9: seconds, divided, that a worker may have half of its room free while due work waits
-IDLE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row of FAULTS.md. bound: its seconds, divided as all times; undivided: seconds that no divisor touches."""
-
-    number: int
-    words: str
-    strike: Callable[[Strike], None]
-    bound: float = 45.0
-    undivided: float = 0.0
-
-    def within(self, divisor: float, load: float, rounds: int = 0) -> float:
-        """The bound on recovery under this divisor, on a machine on which work takes `load` times as long."""
-        return self.bound / divisor + (self.undivided + ALLOWANCE_S + rounds * ROUND_S) * load
+#: exit statuses of roles: in order, killed by us, ended by the worker's own watchdog for its supervisor
+EXPECTED = (0, -signal.SIGKILL, 70)
+#: processes that want each core, from which on divided leases run out by themselves: calls are not counted then
+OVERLOAD = 4.0
 
 
 @dataclass
@@ -80,231 +39,6 @@ class Report:
     load: float = 1.0
     note: str = ""
     wrong: list[Wrong] = field(default_factory=list)
-
-
-class Missed(Exception):
-    """Nothing was in flight: the strike is tried again."""
-
-
-class Strike:
-    """What a fault's function is given: the site, the draw, and words for what it does."""
-
-    def __init__(self, site: Site, client: Client, idle: Idle, seed: int, fault: Fault) -> None:
-        self.site, self.client = site, client
-        self.random = random.Random(f"{seed} {fault.number}")
-        self.wrong: list[Wrong] = []
-        self.note = ""
-        self.hit: dict[int, int] = {}  #: job -> fence, of what was in the victim's hand
-        self.began: float | None = None
-        self.recovery: float | None = None
-        self.provoked = False  #: further calls are part of it
-        self.wasted_at_most: int | None = None
-        self.excused: set[str] = set()
-        self.rounds = 0  #: of suspects, where a worker crashed
-        self._fault = fault
-        self._idle = idle
-        self.left_broken = False  #: the pool is no more use
-        self._asked: dict[str, int] = {}
-        self._after: list[Callable[[], object]] = []
-
-    @property
-    def within(self) -> float:
-        """The bound on its recovery, by what is known now."""
-        return self._fault.within(self.site.divisor, self._idle.load.mean(), self.rounds)
-
-    # --- before --------------------------------------------------------------------------------------------
-
-    def victim(self) -> Node:
-        """One of the two ordinary nodes."""
-        return self.random.choice(self.site.nodes)
-
-    def others(self, *victims: Node) -> list[Node]:
-        """The ordinary nodes that are spared."""
-        return [node for node in self.site.nodes if node not in victims]
-
-    def busy(self, nodes: Sequence[Node], share: float = 0.5) -> None:
-        """Wait until each of these has work in flight; raises Missed."""
-        for node in nodes:
-            until = time.monotonic() + 10
-            while node.running < max(1, int(share * min(8, node.in_flight))):
-                if time.monotonic() > until:
-                    raise Missed(f"{node.name} had nothing to do")
-                time.sleep(0.005)
-        time.sleep(self.random.uniform(0, 0.2))
-
-    def later(self, undo: Callable[[], object]) -> None:
-        """Whatever happens, do this at the end of the strike."""
-        self._after.append(undo)
-
-    # --- the moment ----------------------------------------------------------------------------------------
-
-    def struck(self, *victims: Node, running: Sequence[Node] | None = None) -> None:
-        """Now: what these nodes hold must move. running: the nodes that have to go on, by default the spared ones."""
-        names = [node.full_name for node in victims]
-        self._mark(jobs.c.state == JobState.RUNNING, jobs.c.worker.in_(names))
-        self.excuse(*victims)
-        self.goes_on(self.others(*victims) if running is None else running)
-
-    def crashed(self, victim: Node, running: Sequence[Node] | None = None) -> None:
-        """Now, and with a crash: what the node held comes back a round of suspects at a time."""
-        self.struck(victim, running=running)
-        self.rounds = math.ceil(len(self.hit) / max(1, slice_size(victim.in_flight) // 2))
-
-    def struck_all(self, running: Sequence[Node] | None = None) -> None:
-        """Now: whatever is dispatched or running must move or end."""
-        self._mark()
-        self.excuse(*self.site.every_node)
-        self.goes_on(self.site.nodes if running is None else running)
-
-    def struck_batch(self, submission: Submission) -> None:
-        """Now: the live jobs of one batch are what is hit."""
-        self._mark(jobs.c.batch_id == submission.id)
-        self.goes_on([])
-
-    def _mark(self, *which: ColumnElement[bool]) -> None:
-        self.began = time.monotonic()
-        if not self.hit:
-            self.hit = self.held(*which)
-
-    def held_by(self, worker: str) -> dict[int, int]:
-        """Jobs that a worker, by its full name, runs: id -> fence."""
-        return self.held(jobs.c.state == JobState.RUNNING, jobs.c.worker == worker)
-
-    def answered(self, node: Node) -> list[int]:
-        """Of the jobs that were hit, those whose answer is on its way or there and not in the ledger; else all."""
-        prompts = {call["prompt"] for call in node.server.simulator.calls(4 * node.in_flight) if not call["closed"]}
-        with self.site.db.read() as c:
-            query = select(jobs.c.id, jobs.c.batch_id, jobs.c.line).where(jobs.c.id.in_(self.hit))
-            rows = c.execute(query).all()
-        found = [row.id for row in rows if self.client.prompt(row.batch_id, row.line) in prompts]
-        return found or list(self.hit)
-
-    def runs_again(self, ids: Sequence[int]) -> bool:
-        """Whether one of these runs under a newer claim."""
-        query = select(jobs.c.id, jobs.c.fence).where(jobs.c.id.in_(ids), jobs.c.state == JobState.RUNNING)
-        with self.site.db.read() as c:
-            return any(row.fence > self.hit[row.id] for row in c.execute(query))
-
-    def held(self, *which: ColumnElement[bool]) -> dict[int, int]:
-        """Jobs that are dispatched or running: id -> fence."""
-        with self.site.db.read() as c:
-            return dict(c.execute(select(jobs.c.id, jobs.c.fence).where(IS_OUT, *which)).tuples().all())
-
-    def goes_on(self, nodes: Iterable[Node]) -> None:
-        """From now on these must be asked for something new."""
-        self._asked = {node.name: node.asked for node in nodes}
-
-    def excuse(self, *nodes: Node) -> None:
-        """These may stand idle until recovery."""
-        self.excused |= {node.name for node in nodes}
-        self._idle.excused = self.excused
-
-    def healed(self) -> None:
-        """The fault is over; recovery counts from here."""
-        self.began = time.monotonic()
-        self.goes_on([node for node in self.site.every_node if node.name in self._asked])
-
-    # --- afterwards ----------------------------------------------------------------------------------------
-
-    def recover(self) -> None:
-        """Wait for recovery and time it (the package's docstring says what it is)."""
-        assert self.began is not None
-        while not self._recovered():
-            if time.monotonic() > self.began + self.within + PATIENCE_S:
-                self.expect(False, f"no recovery: {self._missing()}", "I8")
-                break
-            time.sleep(LOOK_S)
-        self.recovery = time.monotonic() - self.began
-
-    def settle(self) -> None:
-        """Let what was hit end, so that its calls are counted here and not in the next strike."""
-        live = select(jobs.c.id).where(jobs.c.id.in_(self.hit), jobs.c.state.not_in(TERMINAL)).limit(1)
-        until = time.monotonic() + SETTLE_S
-        while time.monotonic() < until:
-            with suppress(DBAPIError), self.site.db.read() as c:
-                if not self.hit or c.execute(live).first() is None:
-                    return
-            time.sleep(LOOK_S)
-
-    def _recovered(self) -> bool:
-        try:
-            return not self._pending() and not self._silent()
-        except DBAPIError:
-            return False
-
-    def _pending(self) -> list[int]:
-        if not self.hit:
-            return []
-        query = select(jobs.c.id, jobs.c.state, jobs.c.fence, jobs.c.run_id).where(jobs.c.id.in_(self.hit))
-        with self.site.db.read() as c:
-            rows = c.execute(query).all()
-        done = {r.id for r in rows if r.state in TERMINAL or r.fence > self.hit[r.id]}
-        return sorted(set(self.hit) - done)
-
-    def _silent(self) -> list[str]:
-        there = {node.name: node for node in self.site.every_node}
-        return [name for name, asked in self._asked.items() if there[name].asked <= asked]
-
-    def _missing(self) -> str:
-        with suppress(DBAPIError):
-            return f"jobs {self._pending()[:5]}, nodes {self._silent()} {self.site.holders()}"
-        return "the ledger does not answer"
-
-    def comes_back(self, nodes: Sequence[Node], within_s: float) -> None:
-        """These must be asked for something new within so many seconds from now."""
-        self.goes_on(nodes)
-        try:
-            eventually(lambda: not self._silent(), "they work again", within_s)
-        except AssertionError:
-            self.expect(False, f"{self._silent()} did nothing for {within_s:.0f} s after the fault", "I8")
-
-    def until(self, predicate: Callable[[], object], what: str, within_s: float) -> None:
-        """Wait for something that has to come; red where it does not."""
-        try:
-            eventually(lambda: self.asks(predicate), what, within_s)
-        except AssertionError:
-            self.expect(False, f"not within {within_s:.1f} s: {what} {self.asks(self.site.holders) or ''}", "I8")
-
-    def expect(self, held: object, words: str, kind: str = "row") -> None:
-        """Something this row of FAULTS.md says."""
-        if not held:
-            self.wrong.append(Wrong(kind, words))
-
-    def ends(self, submission: Submission, within_s: float = 60.0) -> list[dict[str, Any]]:
-        """Wait for a batch's end; its result lines."""
-        assert submission.id is not None, submission.error
-        try:
-            eventually(lambda: self.asks(lambda: self.client.open_jobs(submission)) == 0, "it ends", within_s)
-        except AssertionError:
-            self.expect(False, f"{submission.id} has not ended after {within_s:g} s", "I8")
-        submission.was_read = True
-        return self.client.results(submission)
-
-    def asks(self, question: Callable[[], Any]) -> Any:
-        """An answer of the ledger, or None while it is away."""
-        with suppress(DBAPIError):
-            return question()
-        return None
-
-    def dead(self, role: Role, wanted: bool = True) -> None:
-        """kill -9; it is started again at once, or only after recovery."""
-        role.wanted = wanted
-        role.signal(9)  # type: ignore[arg-type]
-        role.ended(10)
-        if not wanted:
-            self.later(role.start)
-
-    def put_right(self) -> None:
-        """Undo everything, and wait until the pool is whole."""
-        while self._after:
-            self._after.pop()()
-        before = len(self.wrong)
-        try:
-            self.site.until_well(self.site.every_node)
-            self.comes_back(self.site.nodes, 60 / self.site.divisor + SOCKETS_S)
-        except AssertionError as error:
-            self.expect(False, f"afterwards {error}", "I8")
-        self.left_broken = len(self.wrong) > before
 
 
 class Nemesis:
@@ -349,95 +83,34 @@ class Nemesis:
         report.hit, report.recovery = len(strike.hit), strike.recovery
         report.note = strike.note or report.note
         again = self.calls.again(self._logs())
-        report.wasted = 0 if strike.provoked else again
+        report.wasted = 0 if strike.provoked else len(again)
         report.load = self._idle.load.mean()
-        self._judge(strike, report)
+        self._judge(strike, report, again)
         self._idle.excused = set()
         report.took = time.monotonic() - before
         return report
 
-    def _judge(self, strike: Strike, report: Report) -> None:
+    def _judge(self, strike: Strike, report: Report, again: Sequence[str]) -> None:
         report.within = within = strike.within
         if strike.recovery is not None and strike.recovery > within:
             words = f"recovery took {strike.recovery:.2f} s, its bound is {within:.2f} s at load {report.load:.1f}"
             strike.expect(False, words, "I8")
-        if strike.wasted_at_most is not None and report.wasted > strike.wasted_at_most:
-            strike.expect(False, f"{report.wasted} calls wasted, {strike.wasted_at_most} were in flight")
+        if strike.wasted_at_most is not None and report.load < OVERLOAD:
+            wasted = len(set(again) & set(strike.prompts().values()))
+            strike.expect(wasted <= strike.wasted_at_most, f"{wasted} calls wasted, more than {strike.wasted_at_most}")
         for words in self._idle.take():
             strike.expect(False, words, "I9")
+        for role in self.site.roles:
+            odd = [status for status in role.new_deaths() if status not in EXPECTED]
+            strike.expect(not odd, f"{role.name} ended with {odd}", "crash")
+            strike.expect(not role.lost_a_thread(), f"{role.name} lost a thread: see its log", "crash")
         strike.wrong += checks.told(self.site.db) + checks.fences(self.site.db, self._recorded)
         self._recorded = checks.last_call(self.site.db)
         report.wrong = strike.wrong
 
-    def _logs(self) -> list[Any]:
+    def _logs(self) -> list[Path]:
         return [node.calls for node in self.site.every_node]
 
     def close(self) -> None:
         """End the watch."""
         self._idle.stop()
-
-
-class Load:
-    """How many processes wanted each core, on the mean since `begin`: by so much work takes longer. At least 1."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget what was."""
-        self._sum, self._n = 0.0, 0
-
-    def look(self) -> None:
-        """Look once; Linux only, elsewhere the load is 1."""
-        with suppress(OSError):
-            running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
-            self._sum += max(1.0, (running - 1) / (os.cpu_count() or 1))  # but for ourselves
-            self._n += 1
-
-    def mean(self) -> float:
-        """The mean so far."""
-        return self._sum / self._n if self._n else 1.0
-
-
-class Idle(threading.Thread):
-    """I9: tells of workers that stood half empty while due work waited, but for those that a strike excuses."""
-
-    def __init__(self, site: Site, client: Client) -> None:
-        super().__init__(name="idle", daemon=True)
-        self.excused: set[str] = set()
-        self._site, self._client = site, client
-        self._since: dict[str, float] = {}
-        self._found: dict[str, str] = {}
-        self._stopping = threading.Event()
-        self.load = Load()
-
-    def run(self) -> None:
-        while not self._stopping.wait(0.1):
-            self.load.look()
-            with suppress(Exception):  # a server or a ledger that is away says nothing of the workers
-                self._look()
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        waiting = self._client.waiting("small")
-        waits = waiting > sum(n.in_flight for n in self._site.nodes)
-        for node in self._site.nodes:
-            room = node.running <= node.in_flight // 2
-            if not (room and waits) or node.name in self.excused:
-                self._since[node.name] = now
-            elif (long := now - self._since.setdefault(node.name, now)) > self._most():
-                words = f"{node.running} of {node.in_flight} calls for {long:.1f} s while {waiting} jobs waited"
-                self._found[node.name] = f"{node.name} ran {words}"
-
-    def _most(self) -> float:
-        return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean()
-
-    def take(self) -> list[str]:
-        """What was seen since the last time."""
-        found, self._found = list(self._found.values()), {}
-        return found
-
-    def stop(self) -> None:
-        """End the watch."""
-        self._stopping.set()
-        self.join()

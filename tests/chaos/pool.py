@@ -9,17 +9,14 @@ up               a supervisor (`offload up`) with a beat and a worker of its own
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
+import sqlite3
 import stat
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +29,9 @@ from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
 from tasks.settings import Settings, Times
 from tests.chaos.ears import PostgresEar, RedisEar, Snare
-from tests.chaos.inside import sitecustomize as inside
 from tests.chaos.nursery import Nursery
 from tests.chaos.proxy import Proxy, Wire
+from tests.chaos.roles import Role
 from tests.support.pool import Redis, clean_environment
 from tests.support.postgres import Postgres
 from tests.support.servers import Server
@@ -44,99 +41,10 @@ from tests.support.waiting import eventually
 TTFT_S = 0.5
 #: calls at once of an ordinary worker, and of the big one
 IN_FLIGHT, BIG_IN_FLIGHT = 8, 256
-#: what a killed role is left alone before it is started again, as systemd's RestartSec
-RESTART_S = 0.1
 #: seconds a worker that stops lets its calls end
 DRAIN_S = 3.0
 #: the program of the risky provider: a job that says so kills the worker that runs it
 RISKY = '#!/bin/sh\ncase "$(cat)" in *KILLS-ITS-WORKER*) kill -9 $PPID;; esac\nsleep 0.05\necho fine\n'
-
-
-class Strings:
-    """What a role is held by from within (inside/sitecustomize.py)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.write_bytes(bytes(inside.LAYOUT.size))
-
-    def clock(self, offset_s: float) -> None:
-        """Let its clock be wrong by so many seconds."""
-        self._write(0, struct.pack("<d", offset_s))
-
-    def trap(self, trap: int, on: int) -> None:
-        """Act at its next such commit to SQLite."""
-        self._write(12, struct.pack("<i", on))
-        self._write(8, struct.pack("<i", trap))
-
-    @property
-    def sprung(self) -> bool:
-        """Whether the trap was met."""
-        return bool(inside.LAYOUT.unpack(self.path.read_bytes())[1] == inside.SPRUNG)
-
-    def _write(self, at: int, data: bytes) -> None:
-        with self.path.open("r+b") as file:
-            file.seek(at)
-            file.write(data)
-
-
-class Role:
-    """One process of the pool, started again when it dies, as its machine's supervisor would."""
-
-    def __init__(self, site: Site, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.name = name
-        self.strings = Strings(site.folder / f"{name}.strings")
-        self.log = site.folder / f"{name}.log"
-        self.pid = 0
-        self.wanted = False  #: started again when it dies
-        self.deaths: list[int] = []  #: exit statuses, negative for signals
-        self._nursery = site.nursery
-        self._arguments = list(arguments)
-        self._environment = {**environment, "CHAOS_STRINGS": str(self.strings.path)}
-        self._start_at = 0.0
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Start it, and again when it dies."""
-        self.wanted = True
-        self.keep()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self.pid != 0 and self._nursery.status(self.pid) is None
-
-    def keep(self) -> None:
-        """Start it if it should run and does not."""
-        with self._lock:
-            if self.pid and (status := self._nursery.status(self.pid)) is not None:
-                self.deaths.append(status)
-                self.pid = 0
-                self._start_at = time.monotonic() + RESTART_S
-            if self.wanted and not self.pid and time.monotonic() >= self._start_at:
-                self.pid = self._nursery.start(self._arguments, self._environment, self.log)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it lives."""
-        with suppress(ProcessLookupError):
-            if self.pid:
-                os.kill(self.pid, number)
-
-    def is_over(self, pid: int) -> bool:
-        """Whether a process of this role has ended."""
-        return self._nursery.status(pid) is not None
-
-    def end(self) -> None:
-        """Kill it for good."""
-        self.wanted = False
-        self.signal(signal.SIGKILL)
-
-    def ended(self, within_s: float) -> int:
-        """Wait for the end of the process; its status."""
-        pid = self.pid
-        eventually(lambda: self.is_over(pid), f"{self.name} ends", within_s)
-        status = self._nursery.status(pid)
-        assert status is not None
-        return status
 
 
 class Node:
@@ -155,7 +63,7 @@ class Node:
         self.database = Proxy(site.wire, site.database_url, ear) if site.postgres else None
         self.environment = site.environment(self.home, self.redis.url, self.database)
         arguments = ["worker", "--node", name, "--provider", "sim", "--serves", model_class]
-        self.worker = Role(site, name, arguments, {**self.environment, "OFFLOAD_NODE": name})
+        self.worker = site.role(name, arguments, {**self.environment, "OFFLOAD_NODE": name})
         (self.home / "offload.yaml").write_text(yaml.safe_dump(site.configuration(self)))
 
     @property
@@ -213,7 +121,7 @@ class Site:
         self.nodes = [Node(self, "small1", "small"), Node(self, "small2", "small")]
         first = self.nodes[0].home
         self.beat_redis = Proxy(self.wire, self.redis.url)
-        self.beat = Role(self, "beat", ["beat"], self.environment(first, self.beat_redis.url, None))
+        self.beat = self.role("beat", ["beat"], self.environment(first, self.beat_redis.url, None))
         self._second: Role | None = None
         self.pool = Pool(self.settings(self.redis.url, self.database_url))
         self._keeping = threading.Event()
@@ -226,6 +134,10 @@ class Site:
         return Settings(
             home=self.nodes[0].home, redis_url=redis_url, database_url=database_url, time_divisor=self.divisor
         )
+
+    def role(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Role:
+        """A process of this pool; not started."""
+        return Role(self.nursery, self.folder, name, arguments, environment)
 
     def environment(self, home: Path, redis_url: str, database: Proxy | None) -> dict[str, str]:
         """A role's environment."""
@@ -294,7 +206,7 @@ class Site:
     def second_beat(self, zone: str) -> Role:
         """Another beat, in a time zone; not started."""
         environment = self.environment(self.nodes[0].home, self.redis.url, None) | {"TZ": zone}
-        self._second = Role(self, "beat2", ["beat"], environment)
+        self._second = self.role("beat2", ["beat"], environment)
         return self._second
 
     def sweeps(self) -> float | None:
@@ -349,6 +261,20 @@ class Site:
         while not self._keeping.wait(0.03):
             for role in self.roles:
                 role.keep()
+
+    def is_locked(self) -> bool:
+        """Whether somebody holds SQLite's write lock for longer than any transaction of ours takes."""
+        if self.postgres is not None:
+            return False
+        held = sqlite3.connect(self.folder / "ledger.db", isolation_level=None, timeout=1.0)
+        try:
+            held.execute("BEGIN IMMEDIATE")
+            held.rollback()
+        except sqlite3.OperationalError:
+            return True
+        finally:
+            held.close()
+        return False
 
     def holders(self) -> str:
         """Who holds what others wait for, in PostgreSQL; empty where nobody does."""

@@ -120,6 +120,7 @@ class Plan:
 def be_a_pool(order: Order, plan: Plan, ledger: str, word: str, say: Callable[[dict[str, Any]], None]) -> None:
     """One campaign: a pool from its start to its last check."""
     nursery = Nursery()  # forks: before any thread
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with ExitStack() as stack:
         folder = order.keep / word if order.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         shutil.rmtree(folder, ignore_errors=True)
@@ -181,14 +182,18 @@ class Pools:
         self._pids: dict[int, str] = {}
 
     def run(self) -> None:
-        """Until nothing is left to do."""
+        """Until nothing is left to do, or Ctrl-C: then the table tells what there is."""
         try:
             while self._fill() or self._pids:
                 for key, _ in self._selector.select(timeout=1):
                     self._hear(key.fileobj, key.data)
+        except KeyboardInterrupt:
+            self._tally.hear("-", {"broke": "it was stopped", "where": ""})
         finally:
             for pid in self._pids:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGTERM)  # they end their servers
+            for pid in self._pids:
+                os.waitpid(pid, 0)
 
     def _fill(self) -> bool:
         """Start pools while strikes are left for them; the ledger with fewer pools first."""
@@ -225,7 +230,9 @@ class Pools:
                 be_a_pool(self._order, self._plan, ledger, word, say)
             except Exception as error:
                 say({"broke": f"{type(error).__name__}: {error}", "where": traceback.format_exc()})
-        os._exit(0)
+            finally:  # whatever it was: the parent's frames are not the child's
+                pipe.flush()
+                os._exit(0)
 
     def _hear(self, pipe: Any, whose: tuple[int, str]) -> None:
         line = pipe.readline()

@@ -263,3 +263,28 @@ def test_a_server_of_another_node(pool: TestPool, redis: Redis) -> None:
     ran = pool.cli("doctor")
     assert ran.code == 0, ran.text
     assert "ok      provider sim: well, by the word of gpu1/sim" in ran.text
+
+
+def test_redis_takes_no_writes(pool: TestPool) -> None:
+    """A Redis that answers and has no room for a message."""
+    pool.redis.client.config_set("maxmemory", "1")
+    try:
+        assert_broken(pool, "redis", "out of memory and takes no messages", "redis-cli info memory")
+    finally:
+        pool.redis.client.config_set("maxmemory", "0")
+
+
+def test_deep_names_what_does_not_agree_and_fix_mends_it(pool: TestPool) -> None:
+    """A counter that is wrong is exit 1 with the command that mends it; what was mended is fine."""
+    batch = pool.submit([{"category": "summarize", "prompt": "x"}])
+    assert pool.cli("doctor", "--deep").code == 0
+    with pool.db.write() as c:
+        c.exec_driver_sql("UPDATE batches SET done = 5")
+    assert pool.cli("doctor").code == 0, "only a deep look finds it"
+    ran = pool.cli("doctor", "--deep")
+    assert ran.code == 1
+    assert f"BROKEN  ledger, counters of batches: {batch}: done says 5, there are 0" in ran.text
+    assert "fix: offload doctor --deep --fix" in ran.text
+    assert pool.cli("doctor", "--deep", "--fix").code == 0
+    assert pool.batch(batch).done == 0
+    assert pool.cli("doctor", "--fix").code == 2

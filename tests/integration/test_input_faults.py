@@ -317,9 +317,18 @@ def test_the_environment_is_checked(environment: dict[str, str]) -> None:
     ran = offload(environment | {"OFFLOAD_DRAIN_S": "soon"}, "batches")
     assert ran.code == 2
     assert "OFFLOAD_DRAIN_S" in ran.stderr
-    ran = offload(environment | {"OFFLOAD_DATABASE_URL": "postgresql://u:hunter2@h/d"}, "batches")
+    ran = offload(environment | {"OFFLOAD_DATABASE_URL": "mysql://u:hunter2@h/d"}, "batches")
     assert ran.code == 2
     assert "OFFLOAD_DATABASE_URL" in ran.stderr
+    assert "hunter2" not in ran.stderr
+
+
+def test_a_postgresql_that_is_not_there_is_named_without_its_password(environment: dict[str, str]) -> None:
+    """An address that nobody answers at is exit 1 and one line."""
+    ran = offload(environment | {"OFFLOAD_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}, "batches")
+    assert ran.code == 1
+    assert "127.0.0.1:1/d cannot be opened" in ran.stderr
+    assert ran.stderr.count("\n") == 1
     assert "hunter2" not in ran.stderr
 
 

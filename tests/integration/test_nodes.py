@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import select
 
 from api.embedded.redis_server import free_port
-from tasks.ledger import claims, nodes
+from tasks.ledger import claims, endings, nodes, reading
 from tasks.ledger.claims import Identity
 from tasks.ledger.nodes import Wanted
 from tasks.tables import Job
@@ -37,12 +37,20 @@ MakeNode = Callable[..., NodeHost]
 
 
 @pytest.fixture(scope="module")
-def pool(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestPool]:
+def shared(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestPool]:
     """Redis, PostgreSQL and beat, on a machine without a model server."""
     folder = tmp_path_factory.mktemp("nodes")
     with running(folder, simulated("http://127.0.0.1:9"), database_url=postgres.create("nodes")) as made:
         made.beat()
         yield made
+
+
+@pytest.fixture
+def pool(shared: TestPool) -> Iterator[TestPool]:
+    """The pool, with nothing to do before and after a test."""
+    yield shared
+    for batch in reading.recent_batches(shared.db, 10):
+        endings.cancel(shared.db, batch.id)
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def test_a_node_that_appears_takes_part_and_one_that_dies_is_noticed(
         simulator.configure(ttft_s=1.0)
     first, second = (node(f"gpu{i + 1}", simulator.url, in_flight=2) for i, simulator in enumerate(simulators))
     first.worker()
-    batch = pool.submit(jobs(160))  # more than a minute's work for one: time to start the other on a busy machine
+    batch = pool.submit(jobs(120))  # a minute's work for one: time to start the other on a busy machine
     eventually(lambda: pool.batch(batch).done >= 2, "the first node works")
     lost = second.worker()
     eventually(lambda: "gpu2" in _nodes_of(pool, batch), "the second node takes part")
@@ -104,11 +112,11 @@ def test_a_node_that_appears_takes_part_and_one_that_dies_is_noticed(
     os.kill(lost.pid, signal.SIGKILL)
     assert pool.batch(batch).open > 8, "it must have joined, and died, in the middle"
     simulators[0].configure(ttft_s=0.01)
-    eventually(lambda: "gpu2" in _gone(first), "the node is noticed to be gone", 45 / HURRY + 3)
+    eventually(lambda: "gpu2" in _gone(first), "the node is noticed to be gone", 45 / HURRY + 10)
     results = pool.finished(batch)
-    assert_each_once(results, 160)
+    assert_each_once(results, 120)
     assert {r["node"] for r in results} == {"gpu1", "gpu2"}
-    assert asked(simulators[0]).total() + asked(simulators[1]).total() <= 160 + 4, "only what it had in hand"
+    assert asked(simulators[0]).total() + asked(simulators[1]).total() <= 120 + 4, "only what it had in hand"
 
 
 def _nodes_of(pool: TestPool, batch: str) -> set[str]:
@@ -210,7 +218,7 @@ def test_a_node_is_stopped_and_started_by_its_own_commands(
     assert unknown.code == 5
     assert "there is no node 'gpu7'; there are: " in unknown.stderr
     nodes.want(pool.db, "gpu7", Wanted.SERVING)
-    process = gpu.worker()  # its server did not run
+    gpu.worker()  # its server did not run
     assert len(pool.finished(pool.submit(jobs(8)))) == 8
 
     broken = tmp_path / "pid.broken"
@@ -228,8 +236,7 @@ def test_a_node_is_stopped_and_started_by_its_own_commands(
     assert gpu.cli("nodes", "start", "gpu7", "--timeout", "60").code == 0
     assert len(pool.finished(batch)) == 8
 
-    process.kill()
-    eventually(lambda: "gpu7" in _gone(gpu), "the worker is gone", 45 / HURRY + 3)
+    gpu.stop_workers()
     nobody = gpu.cli("nodes", "stop", "gpu7")
     assert nobody.code == 1
     assert "no worker of gpu7 is alive" in nobody.stderr

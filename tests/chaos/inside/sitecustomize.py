@@ -18,8 +18,8 @@ import time
 from typing import Any
 
 LAYOUT = struct.Struct("<dii")
-#: traps: the process is killed before or after its commit; the commit fails, or its answer is lost
-NONE, KILL_BEFORE, KILL_AFTER, FAIL, LOSE_ANSWER, SPRUNG = range(6)
+#: traps: the process is killed before or after its commit, or the commit fails
+NONE, KILL_BEFORE, KILL_AFTER, FAIL, SPRUNG = range(5)
 #: what a transaction wrote: results, a claim
 RECORD, CLAIM = 1, 2
 #: how SQL tells it
@@ -117,12 +117,11 @@ class _Connection(sqlite3.Connection):
             super().commit()
             return
         _spring()
-        if trap in (KILL_AFTER, LOSE_ANSWER):
+        if trap == KILL_AFTER:
             super().commit()
         if trap in (KILL_BEFORE, KILL_AFTER):
             os.kill(os.getpid(), signal.SIGKILL)
-        if trap == FAIL:
-            super().rollback()
+        super().rollback()
         raise sqlite3.OperationalError("disk I/O error")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from scheduler.redis_keys import LONGEST_LIST, mend
+from scheduler.redis_keys import LONGEST_LIST, MOST_UNACKED, mend
 from tasks.app import Publisher, make_app
 from tests.support.pool import Redis
 
@@ -57,6 +57,16 @@ def test_a_list_that_is_too_long_to_be_ours_goes(broker: redis.Redis) -> None:
     broker.lpush(QUEUE, *[b"junk"] * (LONGEST_LIST + 1))
     mend(broker, ["small"])
     assert not broker.exists(QUEUE)
+
+
+def test_unacked_that_cannot_be_ours_goes(broker: redis.Redis) -> None:
+    """Every sweep would read all of it, and Celery would send all of it again after a while."""
+    broker.hset("unacked", mapping={str(i): "x" for i in range(MOST_UNACKED)})
+    broker.zadd("unacked_index", {"0": 1.0})
+    assert mend(broker, ["small"]) == 0
+    broker.hset("unacked", "one more", "x")
+    assert mend(broker, ["small"]) == 2
+    assert not broker.exists("unacked", "unacked_index")
 
 
 def test_nothing_of_others_is_touched(broker: redis.Redis, tmp_path: Path) -> None:

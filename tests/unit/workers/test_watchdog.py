@@ -91,7 +91,7 @@ def scene(server: Redis, monkeypatch: pytest.MonkeyPatch) -> Scene:
     dog = Watchdog(server.url, db, worker.loop, heartbeat, ["small", "coder"], TIMES, drain_s=0.0)
     dog._on_ready()
     made = Scene(worker, dog, server)
-    monkeypatch.setattr(watchdog.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr("workers.watchdog.time.monotonic", lambda: made.now)
     server.client.flushall()
     server.client.lpush(class_queue("coder"), "a slice")
     return made
@@ -163,8 +163,8 @@ def test_an_end_in_order_is_forced_after_its_time(scene: Scene, monkeypatch: pyt
     """It drains as on SIGTERM; a Celery that hangs is not waited for, and the status says that it failed."""
     did: list[object] = []
     monkeypatch.setattr(watchdog, "END_S", 0.0)
-    monkeypatch.setattr(watchdog.os, "kill", lambda pid, number: did.append(number.name))
-    monkeypatch.setattr(watchdog.os, "_exit", did.append)
+    monkeypatch.setattr("workers.watchdog.os.kill", lambda pid, number: did.append(number.name))
+    monkeypatch.setattr("workers.watchdog.os._exit", did.append)
     scene.dog._times = TIMES.divided(1000)
     scene.dog._end_in_order("slices wait")
     assert did == ["SIGTERM", EX_SOFTWARE]

@@ -288,7 +288,7 @@ OPERATIONS: dict[str, Operation] = {
     "record": lambda ledger, me, held: ledger.record(*map(outcome, held)),
     "renew": lambda ledger, me, held: claims.renew(ledger.db, {j.id: j.fence for j in held}, 99),
     "mark started": lambda ledger, me, held: claims.mark_started(ledger.db, held),
-    "cancel": lambda ledger, me, held: endings.cancel(ledger.db, held[0].batch_id),
+    "expire": lambda ledger, me, held: endings.end_all(ledger.db, held[0].batch_id, JobState.EXPIRED),
     "take over": lambda ledger, me, held: ledger.worker(me.name),
     "disown": lambda ledger, me, held: claims.disown(ledger.db, me, {}),
 }

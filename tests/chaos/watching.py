@@ -1,0 +1,84 @@
+"""What is watched all the time: how loaded the machine is, and I9."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.chaos.client import Client
+from tests.chaos.pool import Site
+
+#: seconds for what no divisor touches: commits, claims, a tick of beat. They, and a fault's own undivided seconds,
+#: count for as many times as processes wanted each core during the strike (Load)
+ALLOWANCE_S = 2.0
+#: I9: seconds, divided, that a worker may have half of its room free while due work waits
+IDLE_S = 10.0
+
+
+class Load:
+    """How many processes wanted each core, on the mean since `begin`: by so much work takes longer. At least 1."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was."""
+        self._sum, self._n = 0.0, 0
+
+    def look(self) -> None:
+        """Look once; Linux only, elsewhere the load is 1."""
+        with suppress(OSError):
+            running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+            self._sum += max(1.0, (running - 1) / (os.cpu_count() or 1))  # but for ourselves
+            self._n += 1
+
+    def mean(self) -> float:
+        """The mean so far."""
+        return self._sum / self._n if self._n else 1.0
+
+
+class Idle(threading.Thread):
+    """I9: tells of workers that stood half empty while due work waited, but for those that a strike excuses."""
+
+    def __init__(self, site: Site, client: Client) -> None:
+        super().__init__(name="idle", daemon=True)
+        self.excused: set[str] = set()
+        self._site, self._client = site, client
+        self._since: dict[str, float] = {}
+        self._found: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self.load = Load()
+
+    def run(self) -> None:
+        while not self._stopping.wait(0.1):
+            self.load.look()
+            with suppress(Exception):  # a server or a ledger that is away says nothing of the workers
+                self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        waiting = self._client.waiting("small")
+        waits = waiting > sum(n.in_flight for n in self._site.nodes)
+        for node in self._site.nodes:
+            room = node.running <= node.in_flight // 2
+            if not (room and waits) or node.name in self.excused:
+                self._since[node.name] = now
+            elif (long := now - self._since.setdefault(node.name, now)) > self._most():
+                words = f"{node.running} of {node.in_flight} calls for {long:.1f} s while {waiting} jobs waited"
+                self._found[node.name] = f"{node.name} ran {words}"
+
+    def _most(self) -> float:
+        return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean()
+
+    def take(self) -> list[str]:
+        """What was seen since the last time."""
+        found, self._found = list(self._found.values()), {}
+        return found
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._stopping.set()
+        self.join()

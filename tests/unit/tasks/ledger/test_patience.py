@@ -1,0 +1,58 @@
+"""A PostgreSQL that keeps the connection and says nothing more is given up, and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from tasks.ledger import patience
+from tasks.ledger.database import Database
+from tests.chaos.proxy import Proxy, Wire
+from tests.support.postgres import Postgres
+
+
+@pytest.fixture
+def proxy(postgres: Postgres) -> Iterator[Proxy]:
+    """What stands before the server."""
+    wire = Wire()
+    made = Proxy(wire, postgres.url("postgres"))
+    yield made
+    made.close()
+    wire.close()
+
+
+@pytest.mark.parametrize("at", ["the statement", "the commit"])
+def test_a_server_that_says_nothing_is_not_waited_for_without_end(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The transaction fails as one whose connection broke, and the next one has a new connection."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.3)
+    db = Database(proxy.url)
+    with pytest.raises(OperationalError, match="did not answer in time") as error:
+        _write(db, proxy, twice=at == "the statement")
+    assert error.value.connection_invalidated
+    proxy.heal(dead=True)
+    with db.read() as c:
+        assert c.execute(text("SELECT 2")).scalar() == 2
+    db.close()
+
+
+def _write(db: Database, proxy: Proxy, *, twice: bool) -> None:
+    with db.write() as c:
+        c.execute(text("SELECT 1"))
+        proxy.hole()
+        if twice:
+            c.execute(text("SELECT 1"))
+
+
+def test_an_answer_that_is_slow_is_waited_for(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer is no silence: every piece of it starts the time anew."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.5)
+    db = Database(postgres.url("postgres"))
+    with db.read() as c:
+        slow = text("SELECT pg_sleep(0.1), repeat('x', 100000) FROM generate_series(1, 12)")
+        assert len(c.execute(slow).all()) == 12
+    db.close()
