@@ -1,7 +1,8 @@
 """Classes that nobody serves any more: their jobs go on to the cloud where category and privacy say they may.
 
 A class is dead when every sweep of `times.class_dead` saw no worker that lives and takes its work.  A busy or loading
-server is alive.  After a pause of the sweep itself the watch begins anew, so that a pool that starts escalates nothing.
+server is alive, and so is one that was drained or stopped on purpose.  After a pause of the sweep itself the watch
+begins anew, so that a pool that starts escalates nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from tasks.categories import Category
 from tasks.ledger import reading, sweeping, ticks
 from tasks.ledger.database import Database
+from tasks.ledger.nodes import Phase
 from tasks.privacy import Reach, Tier, permits, tightest
 from tasks.registry import CLOUD, Registry
 from tasks.settings import Times
@@ -53,4 +55,4 @@ def _dead(db: Database, registry: Registry, times: Times) -> list[str]:
 
 def _served(db: Database, seen_since: float) -> set[str]:
     live = [w for w in reading.all_workers(db) if w.last_seen > seen_since]
-    return {name for w in live if w.consuming or w.health in ALIVE for name in w.classes}
+    return {n for w in live if w.consuming or w.health in ALIVE or w.phase != Phase.SERVING for n in w.classes}

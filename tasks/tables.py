@@ -29,6 +29,8 @@ BIG = BigInteger().with_variant(Integer, "sqlite")
 #: the condition of ix_jobs_out; a query uses that index only when it says just this
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
 IN_SLICE = text("slice_id IS NOT NULL")
+#: due_at of a job that waits for nothing: no clock, however wrong, puts it off
+AT_ONCE = 0.0
 
 
 class Batch(SQLModel, table=True):
@@ -96,7 +98,7 @@ class Job(SQLModel, table=True):
     state: str
     priority: int = 0
     rank: int  #: the line of the first job with the same prefix, so that those run side by side
-    due_at: float  #: not before
+    due_at: float  #: not before; AT_ONCE where it waits for nothing
     slice_id: str | None = None
     fence: int = 0  #: grows with every claim; a result counts only under the fence it was claimed with
     lease_until: float | None = None

@@ -6,6 +6,7 @@ Everything here happens on the loop's own thread, but for the few methods that s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import heapq
@@ -112,16 +113,16 @@ class Loop(threading.Thread):
         """Run these jobs."""
         with self._handing:
             self._handed += len(held)
-        self._loop.call_soon_threadsafe(self._accept, held)
+        self._soon(self._accept, held)
 
     def drop(self, held: Iterable[Held]) -> None:
         """Stop these jobs: their calls are closed, and they are given back if they are still ours."""
-        self._loop.call_soon_threadsafe(self._drop, list(held))
+        self._soon(self._drop, list(held))
 
     def stop_taking(self) -> None:
         """Start nothing more and give back what waits; calls in flight go on."""
         self._stopping = True
-        self._loop.call_soon_threadsafe(self._give_back_waiting)
+        self._soon(self._give_back_waiting)
 
     def hold(self, why: str, *, stopped: bool = False) -> None:
         """Take and start nothing and give back what waits, until `release`; calls in flight go on.
@@ -129,12 +130,12 @@ class Loop(threading.Thread):
         why: for people. stopped: the provider's server was stopped as well.
         """
         self._quiet = why
-        self._loop.call_soon_threadsafe(self._quieten, stopped)
+        self._soon(self._quieten, stopped)
 
     def release(self) -> None:
         """Take work again as soon as a probe is fine."""
         self._quiet = ""
-        self._loop.call_soon_threadsafe(self._lost, Health.OFFLINE, "not asked yet")
+        self._soon(self._lost, Health.OFFLINE, "not asked yet")
 
     def with_backend(self, what: Callable[[Backend], Coroutine[Any, Any, T]], within_s: float) -> T:
         """Ask the backend something that is no job's call, and wait for it; raises CallError, TimeoutError."""
@@ -156,6 +157,10 @@ class Loop(threading.Thread):
         asyncio.run_coroutine_threadsafe(self._drain(grace_s), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self.join()
+
+    def _soon(self, callback: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nothing runs any more
+            self._loop.call_soon_threadsafe(callback, *args)
 
     # --- on the loop's thread ----------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ def _report(error: Exception) -> int:
 
 #: what the database says -> what a person can do
 LEDGER_WORDS = {
-    "is full": "the disk that holds the ledger is full, and nothing was submitted; free space and try again",
+    "is full": "the disk of the ledger, or of temporary files, is full, and nothing was submitted; free space",
     "is locked": "another process holds the ledger's lock for too long (is one stopped?); try again",
     "readonly": "the ledger cannot be written; look at the rights of OFFLOAD_HOME",
     "not a database": "the ledger's file is no database; restore it, or name another OFFLOAD_HOME",
@@ -153,7 +153,9 @@ LEDGER_WORDS = {
 
 def _ledger_words(error: Exception) -> str:
     """A database error in words; empty for any other."""
-    said = str(getattr(error, "orig", "") or "")
+    import sqlite3
+
+    said = str(getattr(error, "orig", "") or (error if isinstance(error, sqlite3.Error) else ""))
     return next((words for sign, words in LEDGER_WORDS.items() if sign in said), "")
 
 

@@ -13,7 +13,7 @@ from tasks.errors import StaleWorker
 from tasks.ledger.database import Database, insert_new, locked, parts, retried
 from tasks.ledger.schema import check, revision_in
 from tasks.states import BatchState, JobState
-from tasks.tables import IS_OUT, Batch, Body, Job, Slice, Worker
+from tasks.tables import AT_ONCE, IS_OUT, Batch, Body, Job, Slice, Worker
 from tasks.validation import clean
 
 batches = Batch.__table__  # type: ignore[attr-defined]
@@ -157,7 +157,7 @@ def disown(db: Database, me: Identity, held: Mapping[int, int]) -> int:
             c.execute(
                 update(jobs)
                 .where(jobs.c.id.in_(some))
-                .values(state=JobState.QUEUED, lease_until=None, started_at=None, due_at=db.now(c))
+                .values(state=JobState.QUEUED, lease_until=None, started_at=None, due_at=AT_ONCE)
             )
     return len(lost)
 

@@ -39,7 +39,7 @@ _POSTGRES = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
     "application_name": "offload",
-    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=60000",
+    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=5000",
 }
 
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ from tasks.ledger.database import Database, parts
 from tasks.ledger.endings import count_ended
 from tasks.registry import CLOUD
 from tasks.states import TERMINAL, JobState
-from tasks.tables import CallRow, Job, Output
+from tasks.tables import AT_ONCE, CallRow, Job, Output
 
 #: tries of a group before it is written row by row
 GROUP_TRIES = 4
@@ -202,7 +202,7 @@ def _parameters(o: Outcome, now: float) -> dict[str, Any]:
         "b_fence": o.fence,
         "b_state": o.state,
         "b_attempts": o.attempts,
-        "b_due": now + o.delay,
+        "b_due": now + o.delay if o.delay else AT_ONCE,
         "b_finished": now if terminal else None,
         "b_model": o.served_model,
         "b_provider": o.provider,

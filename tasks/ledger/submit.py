@@ -19,7 +19,7 @@ from tasks.ledger.retries import begin_alone
 from tasks.ledger.strata import add_samples, drop_samples
 from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
-from tasks.tables import Batch, Body, Dependency, Job
+from tasks.tables import AT_ONCE, Batch, Body, Dependency, Job
 
 #: jobs and bytes of bodies a commit; half a million rows in one would hold SQLite's write lock for 13 s
 COMMIT_JOBS, COMMIT_BYTES = 5_000, 8_000_000
@@ -225,7 +225,7 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
         "state": job.route.state,
         "priority": priority,
         "rank": rank,
-        "due_at": now,
+        "due_at": AT_ONCE,
         "finished_at": now if refused else None,
         "error_code": "refused" if refused else None,
         "error_message": job.route.words if refused else None,

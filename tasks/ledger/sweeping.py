@@ -16,7 +16,7 @@ from tasks.ledger.endings import count_ended, end_all
 from tasks.ledger.record import escalate
 from tasks.privacy import Tier
 from tasks.states import BatchState, JobState
-from tasks.tables import IS_OUT, Batch, CallRow, Job, Slice, Worker
+from tasks.tables import AT_ONCE, IS_OUT, Batch, CallRow, Job, Slice, Worker
 
 #: leases one transaction takes back
 CHUNK = 1_000
@@ -98,7 +98,7 @@ def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison:
         "state": JobState.FAILED if poison else JobState.QUEUED,
         "lease_until": None,
         "started_at": None,
-        "due_at": now,
+        "due_at": AT_ONCE,
         "crashes": row.crashes + crashed,
         "crashes_alone": row.crashes_alone + (crashed and alone),
     }

@@ -13,7 +13,7 @@ from tasks.ledger import endings, record, sweeping
 from tasks.ledger.claims import Claimed
 from tasks.ledger.record import Outcome
 from tasks.states import ANSWERED, TERMINAL, JobState
-from tasks.tables import Output
+from tasks.tables import AT_ONCE, Output
 from tests.unit.ledgers import TIMES, Ledger, call_row, outcome
 
 
@@ -67,7 +67,7 @@ def test_a_job_given_back_burns_nothing(ledger: Ledger) -> None:
     _, _, (job,) = ledger.running(1)
     ledger.record(outcome(job, JobState.QUEUED, call=None))
     row = ledger.job(job.id)
-    assert (row.state, row.attempts, row.fence, row.due_at) == ("queued", 0, 1, ledger.db.time)
+    assert (row.state, row.attempts, row.fence, row.due_at) == ("queued", 0, 1, AT_ONCE)
     assert not ledger.calls()
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from tasks.errors import Conflict, PoolError
 from tasks.ledger import submit
 from tasks.schemas import NewJob
-from tasks.tables import Batch, Body, Job
+from tasks.tables import AT_ONCE, Batch, Body, Job
 from tests.support.waiting import eventually
 from tests.unit.ledgers import Ledger, new_jobs
 
@@ -25,7 +25,7 @@ def test_a_batch_is_its_lines(ledger: Ledger) -> None:
     assert batch.deadline_at == ledger.db.time + submit.DEFAULT_DEADLINE_S
     jobs = ledger.jobs(batch_id)
     assert [(j.line, j.line_id, j.state, j.priority, j.due_at, j.fence) for j in jobs] == [
-        (n, f"j{n}", "queued", 2, ledger.db.time, 0) for n in (1, 2, 3)
+        (n, f"j{n}", "queued", 2, AT_ONCE, 0) for n in (1, 2, 3)
     ]
     assert {b.job_id: b.body for b in ledger.all(Body)} == {j.id: b'{"prompt":"x"}' for j in jobs}
 

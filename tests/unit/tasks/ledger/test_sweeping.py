@@ -8,7 +8,7 @@ from tasks.ledger import endings, submit, sweeping
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.sweeping import POISON_CRASHES
 from tasks.states import JobState
-from tasks.tables import Batch, Job
+from tasks.tables import AT_ONCE, Batch, Job
 from tasks.turns import slice_size
 from tests.unit.ledgers import TIMES, Ledger, outcome
 
@@ -28,7 +28,7 @@ def test_a_lease_holds_until_it_is_over(ledger: Ledger) -> None:
     ledger.wait(0.1)
     assert sweeping.take_back_expired(ledger.db)["leases"] == 1
     row = ledger.job(job.id)
-    assert (row.state, row.due_at, row.lease_until, row.started_at) == ("queued", ledger.db.time, None, None)
+    assert (row.state, row.due_at, row.lease_until, row.started_at) == ("queued", AT_ONCE, None, None)
     assert (row.attempts, row.crashes, row.crashes_alone) == (0, 1, 1)
     assert ledger.batch(batch_id).open == 1
 

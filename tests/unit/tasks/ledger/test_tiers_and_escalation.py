@@ -6,7 +6,7 @@ import pytest
 
 from scheduler import dead_classes
 from tasks.config import parse
-from tasks.ledger import sweeping
+from tasks.ledger import nodes, sweeping
 from tasks.ledger.endings import NO_LOCAL_SERVER
 from tasks.privacy import Reach, Tier
 from tasks.routing import Route
@@ -135,3 +135,16 @@ def test_a_class_is_dead_only_after_a_watched_minute(ledger: Ledger) -> None:
     assert watch(times.class_dead) == 0
     assert watch(3 * times.sweep) == 1
     assert ledger.jobs(batch)[0].model_class == "cloud"
+
+
+def test_a_class_that_was_drained_on_purpose_is_not_dead(ledger: Ledger) -> None:
+    """What people hold back waits for them: nothing of it is paid for elsewhere."""
+    registry, times = parse(CLOUD, "offload.yaml"), Times()
+    batch = ledger.submit(1, job={"route": Route("small", Tier.CLOUD_OK)})
+    me = ledger.worker()
+    for _ in range(int(2 * times.class_dead / times.sweep)):
+        ledger.wait(times.sweep)
+        ledger.beat(me, consuming=False)
+        nodes.set_phase(ledger.db, me, nodes.Phase.DRAINED, "", 0)
+        assert dead_classes.run_once(ledger.db, registry, times) == 0
+    assert ledger.jobs(batch)[0].model_class == "small"
