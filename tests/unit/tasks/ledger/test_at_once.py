@@ -33,7 +33,7 @@ from tests.unit.databases import ClockedDatabase
 from tests.unit.ledgers import TIMES, Ledger, Sender, new_jobs, outcome
 
 #: times that two calls are let loose on each other; each time they meet somewhere else
-ROUNDS = 6
+ROUNDS = 3
 
 
 @pytest.fixture
