@@ -196,7 +196,7 @@ class WorkerProcess:
 
 def _end_process(fault: threading.ExceptHookArgs) -> None:
     """A fault of ours ended a thread: end the process, so that its supervisor starts a whole one."""
-    log.critical(
-        "a thread of the worker died", thread=getattr(fault.thread, "name", "?"), error=fault.exc_type.__name__
-    )
+    own = isinstance(fault.exc_value, PoolError)  # the ledger's tables are another version's by now, say
+    error = str(fault.exc_value) if own else fault.exc_type.__name__
+    log.critical("a thread of the worker died", thread=getattr(fault.thread, "name", "?"), error=error)
     os._exit(EX_SOFTWARE)
