@@ -7,6 +7,7 @@ straight back, so Redis being away costs nothing but time.
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,19 +15,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Select, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.errors import BrokerDown
-from tasks.ledger.claims import put_back, requeue
+from tasks.ledger.claims import ALONE_CRASHES, put_back, requeue
 from tasks.ledger.control import is_served
 from tasks.ledger.database import DISPATCH_LOCK, Database, retried
 from tasks.privacy import TIERS_OF, Reach
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
-from tasks.tables import IS_OUT, Batch, Job, Slice, Worker
-from tasks.turns import IDLE_WINDOW, LiveWorker, Waiting, next_turn, share, slice_size, suspect_slice, window
+from tasks.tables import IS_OUT, IS_SUSPECT, Batch, Job, Slice, Worker
+from tasks.turns import IDLE_WINDOW, LiveWorker, Waiting, next_turn, room, share, slice_size, suspect_slice
 
 #: batches of one class that take turns in one look; more of them wait for the next look
 BATCHES_A_LOOK = 64
@@ -83,17 +84,20 @@ def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Se
         live = _live_workers(c, now - times.worker_gone)
         furthest = _named(reaches, live)
         queues = _queues(c, furthest, now)
-        unclaimed = _unclaimed(c, now - times.slice_lost / 2)
+        fresh = _fresh(c, now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
-        turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in live}
+        turns = {s.name: next_turn(s, waiting, fresh, now, times.turn) for s in live}
         _keep_turns(c, live, turns, now)
-        out = _out(c)
+        out, held = _out(c), _held(c)
         sent: list[Sent] = []
         for name, found in queues.items():
             queue = _Queue(name, _tiers(furthest[name]), now)
             mine = out.get(name, Counter())
-            room = _room(name, turns, live) - mine.total()
-            sent += _fill_class(c, queue, found, mine, room, _size(name, live))
+            if any(name in s.classes for s in live):
+                free = room(name, turns, live, held, fresh.get(name, 0), mine.total())
+            else:
+                free = IDLE_WINDOW - mine.total()
+            sent += _fill_class(c, queue, found, mine, free, _size(name, live))
     return sent
 
 
@@ -134,29 +138,30 @@ def _live_workers(c: Connection, seen_since: float) -> list[LiveWorker]:
 
 def _waiting_batches(c: Connection, queue: _Queue) -> Sequence[Row[Any]]:
     """Open batches with due jobs of a class, in the order they are served: priority, then fair turns."""
-    due = or_(
-        *(exists().where(jobs.c.batch_id == batches.c.id, *_may_be_sent(queue), jobs.c.tier == t) for t in queue.tiers)
-    )
-    query = (
+    return c.execute(_waiting_query(queue.tiers), {"name": queue.name, "now": queue.now}).all()
+
+
+@functools.cache  # every look asks it of every class, and making it takes longer than asking it
+def _waiting_query(tiers: tuple[str, ...]) -> Select[Any]:
+    may_be_sent = _may_be_sent(bindparam("name"), bindparam("now"))
+    due = or_(*(exists().where(jobs.c.batch_id == batches.c.id, *may_be_sent, jobs.c.tier == t) for t in tiers))
+    return (
         select(batches.c.id, batches.c.priority, batches.c.opened_at, batches.c.open)
         .where(batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), due)
         .order_by(batches.c.priority.desc(), batches.c.served_at, batches.c.opened_at)
         .limit(BATCHES_A_LOOK)
     )
-    return c.execute(query).all()
 
 
-def _may_be_sent(queue: _Queue) -> tuple[ColumnElement[bool], ...]:
-    return (
-        jobs.c.model_class == queue.name,
-        jobs.c.state == JobState.QUEUED,
-        jobs.c.due_at <= queue.now,
-    )
+def _may_be_sent(name: str | BindParameter[str], now: float | BindParameter[float]) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.model_class == name, jobs.c.state == JobState.QUEUED, jobs.c.due_at <= now
 
 
-def _unclaimed(c: Connection, sent_since: float) -> set[str]:
-    """The classes with slices that were sent just now and not yet claimed."""
-    return set(c.execute(select(slices.c.model_class).where(slices.c.sent_at > sent_since)).scalars())
+def _fresh(c: Connection, sent_since: float) -> dict[str, int]:
+    """Jobs that were sent just now and not yet claimed, by class."""
+    which = IS_OUT, jobs.c.state == JobState.DISPATCHED, slices.c.sent_at > sent_since
+    query = select(jobs.c.model_class, func.count()).join(slices, slices.c.id == jobs.c.slice_id).where(*which)
+    return dict(c.execute(query.group_by(jobs.c.model_class)).all())
 
 
 def _summary(found: Sequence[Row[Any]]) -> Waiting:
@@ -179,9 +184,10 @@ def _out(c: Connection) -> dict[str, Counter[str]]:
     return found
 
 
-def _room(name: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker]) -> int:
-    """Jobs of a class that may be out."""
-    return window(name, turns, live) if any(name in s.classes for s in live) else IDLE_WINDOW
+def _held(c: Connection) -> dict[str, int]:
+    """Jobs in each worker's hand."""
+    query = select(jobs.c.worker, func.count()).where(IS_OUT, jobs.c.state == JobState.RUNNING)
+    return dict(c.execute(query.group_by(jobs.c.worker)).all())
 
 
 def _size(name: str, live: Sequence[LiveWorker]) -> int:
@@ -191,38 +197,54 @@ def _size(name: str, live: Sequence[LiveWorker]) -> int:
 
 
 def _fill_class(
-    c: Connection, queue: _Queue, found: Sequence[Row[Any]], out: Counter[str], room: int, size: int
+    c: Connection, queue: _Queue, found: Sequence[Row[Any]], out: Counter[str], free: int, size: int
 ) -> list[Sent]:
     """Cut slices while there is room: the highest priority first; of equal batches the one furthest below its share."""
-    if room < size:
-        room += _take_back_lower(c, queue.name, found[0].priority, size - room)
+    if free < size:
+        free += _take_back(c, queue.name, size - free, slices.c.priority < found[0].priority)
+    crashed = _crashed(c, queue, [row.id for row in found])
+    urgent = [row.priority for row in found if crashed.get(row.id, ALONE_CRASHES) < ALONE_CRASHES]
+    if urgent:  # they have waited a lease already: what nobody has taken up waits for them
+        free += _take_back(c, queue.name, None, slices.c.priority <= max(urgent), ~slices.c.suspects)
     sent: list[Sent] = []
     for _, equal in groupby(found, key=lambda row: row.priority):
         left = list(equal)  # the one that was served longest ago is the first
+        for batch in left:
+            while batch.id in crashed and free >= size and (ids := _suspects(c, queue, batch.id, size)):
+                sent.append(_cut(c, queue, batch, ids, suspects=True))
+                out[batch.id] += len(ids)
+                free -= len(ids)
         largest = max(row.open for row in left)
         shares = {row.id: share(row.open, largest) for row in left}
-        while left and room >= size:  # a slice that would not be full waits for the next look, never far away
+        while left and free >= size:  # a slice that would not be full waits for the next look, never far away
             batch = min(left, key=lambda row: out[row.id] / shares[row.id])
-            one = _cut(c, queue, batch, size)
-            if one is None:
+            ids = _due(c, queue, batch.id, size)
+            if not ids:
                 left.remove(batch)
                 continue
-            sent.append(one)
-            out[batch.id] += one.jobs
-            room -= one.jobs
+            sent.append(_cut(c, queue, batch, ids, suspects=False))
+            out[batch.id] += len(ids)
+            free -= len(ids)
     return sent
 
 
-def _take_back_lower(c: Connection, name: str, priority: int, wanted: int) -> int:
-    """Unclaimed slices of a lower priority make room for a higher one; their messages will claim nothing."""
-    lower = (
+def _crashed(c: Connection, queue: _Queue, found: Sequence[str]) -> dict[str, int]:
+    """Those of the batches with due jobs that were in hand when a worker died, and the fewest crashes of one."""
+    which = jobs.c.batch_id.in_(found), *_may_be_sent(queue.name, queue.now), jobs.c.tier.in_(queue.tiers)
+    query = select(jobs.c.batch_id, func.min(jobs.c.crashes)).where(IS_SUSPECT, *which)
+    return dict(c.execute(query.group_by(jobs.c.batch_id)).all())
+
+
+def _take_back(c: Connection, name: str, wanted: int | None, *which: ColumnElement[bool]) -> int:
+    """Unclaimed slices make room for so many more urgent jobs, or all of them do; their messages will claim nothing."""
+    found = (
         select(slices.c.id, slices.c.jobs)
-        .where(slices.c.model_class == name, slices.c.priority < priority)
+        .where(slices.c.model_class == name, *which)
         .order_by(slices.c.priority, slices.c.sent_at.desc())
     )
     freed, ids = 0, []
-    for row in c.execute(lower).all():
-        if freed >= wanted:
+    for row in c.execute(found).all():
+        if wanted is not None and freed >= wanted:
             break
         ids.append(row.id)
         freed += row.jobs
@@ -231,14 +253,8 @@ def _take_back_lower(c: Connection, name: str, priority: int, wanted: int) -> in
     return freed
 
 
-def _cut(c: Connection, queue: _Queue, batch: Row[Any], size: int) -> Sent | None:
-    """Make the next slice of a batch; jobs that were in hand when a worker died go last, few at a time."""
-    ids = _due(c, queue, batch.id, size)
-    suspects = not ids
-    if suspects:
-        ids = _suspects(c, queue, batch.id, size)
-    if not ids:
-        return None
+def _cut(c: Connection, queue: _Queue, batch: Row[Any], ids: Sequence[int], *, suspects: bool) -> Sent:
+    """Make a slice of these jobs of a batch."""
     slice_id = secrets.token_hex(12)
     c.execute(
         update(jobs)
@@ -261,7 +277,9 @@ def _cut(c: Connection, queue: _Queue, batch: Row[Any], size: int) -> Sent | Non
 
 
 def _queued(queue: _Queue, batch_id: str) -> Select[int, int, int]:
-    return select(jobs.c.id, jobs.c.crashes, jobs.c.rank).where(jobs.c.batch_id == batch_id, *_may_be_sent(queue))
+    return select(jobs.c.id, jobs.c.crashes, jobs.c.rank).where(
+        jobs.c.batch_id == batch_id, *_may_be_sent(queue.name, queue.now)
+    )
 
 
 def _due(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
@@ -275,12 +293,20 @@ def _due(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
 
 
 def _suspects(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
-    """Suspects of a crash, one slice of a class at a time, in halves and then alone."""
-    out = exists().where(IS_OUT, jobs.c.model_class == queue.name, jobs.c.crashes > 0)
-    if c.execute(select(out)).scalar():
-        return []
-    waiting = _queued(queue, batch_id).where(jobs.c.tier.in_(queue.tiers))
+    """Jobs that were in hand when a worker died, those of one count of crashes: fewer together after each.
+
+    After the first crash any number of such slices is out, for most workers die of something else. From the second on
+    a slice runs in no other's company (workers/line.py), and one of a class is out at a time.
+    """
+    waiting = _queued(queue, batch_id).where(IS_SUSPECT, jobs.c.tier.in_(queue.tiers))
     waiting = waiting.order_by(jobs.c.crashes, jobs.c.id).limit(size).with_for_update(skip_locked=True)
     rows = c.execute(waiting).all()
+    if not rows or (rows[0].crashes >= ALONE_CRASHES and _one_is_alone(c, queue.name)):
+        return []
     alike = [row.id for row in rows if row.crashes == rows[0].crashes]
-    return alike[: suspect_slice(rows[0].crashes, size)] if rows else []
+    return alike[: suspect_slice(rows[0].crashes, size)]
+
+
+def _one_is_alone(c: Connection, name: str) -> bool:
+    out = exists().where(IS_OUT, jobs.c.model_class == name, jobs.c.crashes >= ALONE_CRASHES)
+    return bool(c.execute(select(out)).scalar())

@@ -26,8 +26,9 @@ from sqlmodel import Field, SQLModel
 #: ids that are counted up: 64 bits on both databases (SQLite counts up INTEGER only, which has them)
 BIG = BigInteger().with_variant(Integer, "sqlite")
 
-#: the condition of ix_jobs_out; a query uses that index only when it says just this
+#: the conditions of ix_jobs_out and ix_jobs_suspects; a query uses such an index only when it says just this
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
+IS_SUSPECT = text("jobs.state = 'queued' AND jobs.crashes > 0")
 IN_SLICE = text("slice_id IS NOT NULL")
 #: due_at of a job that waits for nothing: no clock, however wrong, puts it off
 AT_ONCE = 0.0
@@ -82,6 +83,7 @@ class Job(SQLModel, table=True):
         Index("ix_jobs_queue", "batch_id", "model_class", "state", "tier", "rank"),
         Index("ix_jobs_slice", "slice_id", sqlite_where=IN_SLICE, postgresql_where=IN_SLICE),
         Index("ix_jobs_out", "state", "model_class", "lease_until", sqlite_where=IS_OUT, postgresql_where=IS_OUT),
+        Index("ix_jobs_suspects", "batch_id", "model_class", sqlite_where=IS_SUSPECT, postgresql_where=IS_SUSPECT),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BIG)

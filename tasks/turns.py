@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 #: a worker's window, as a multiple of its calls in flight: the next jobs are at hand when one ends
 WINDOW = 2
+#: windows that may be out in all, those included that a worker has received and not yet taken up
+MOST_WINDOWS = 2
 #: slices a worker's calls are made of; smaller slices spread better, larger ones cost less
 SLICES_PER_CAPACITY = 2
 #: jobs; a slice is claimed in one transaction
@@ -75,9 +77,23 @@ def slice_size(capacity: int) -> int:
     return max(1, min(MAX_SLICE, -(-capacity // SLICES_PER_CAPACITY)))
 
 
-def window(model_class: str, turns: Mapping[str, str | None], live: Sequence[LiveWorker]) -> int:
-    """Jobs of a class that may be dispatched or running at once."""
-    return sum(WINDOW * s.capacity for s in live if turns.get(s.name) == model_class)
+def room(
+    model_class: str,
+    turns: Mapping[str, str | None],
+    live: Sequence[LiveWorker],
+    held: Mapping[str, int],
+    fresh: int,
+    out: int,
+) -> int:
+    """Jobs of a class that may be sent now, so that every worker has its window in hand.
+
+    held: jobs in each worker's hand. fresh: jobs sent just now that nobody has claimed. out: all that are out. What was
+    sent longer ago and is still unclaimed waits in a worker that has enough, maybe a frozen one: its share is its own,
+    and the others get theirs.
+    """
+    windows = {s.name: WINDOW * s.capacity for s in live if turns.get(s.name) == model_class}
+    wanted = sum(max(0, size - held.get(name, 0)) for name, size in windows.items())
+    return min(wanted - fresh, MOST_WINDOWS * sum(windows.values()) - out)
 
 
 def share(open_jobs: int, largest: int) -> int:

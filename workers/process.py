@@ -41,7 +41,7 @@ from workers.slices import register_task
 from workers.watchdog import EX_SOFTWARE, Watchdog
 
 #: Celery pool threads: each only claims and hands over
-THREADS = 3
+THREADS = 2
 
 log = structlog.get_logger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +43,7 @@ jobs = Job.__table__  # type: ignore[attr-defined]
 slices = Slice.__table__  # type: ignore[attr-defined]
 
 
+@functools.cache  # dispatch asks at every look, and making it takes longer than asking it
 def is_served() -> ColumnElement[bool]:
     """The condition that a row of `batches` is neither paused nor waits for another batch's good end."""
     needed = batches.alias("needed")

@@ -30,8 +30,6 @@ jobs = Job.__table__  # type: ignore[attr-defined]
 
 #: the stream submits so many jobs whenever fewer than LOW wait or run
 BATCH, LOW = 48, 64
-#: seconds between two looks of the stream
-LOOK_S = 0.1
 
 
 @dataclass
@@ -105,11 +103,11 @@ class History:
 class Client:
     """Submits, cancels and reads; `strike` is the number of the one under way."""
 
-    def __init__(self, pool: Pool, folder: Path, word: str) -> None:
+    def __init__(self, pool: Pool, folder: Path, word: str, look_s: float) -> None:
         self.pool = pool
         self.history = History(folder / "history.db")
         self.strike = 0
-        self._word = word
+        self._word, self._look_s = word, look_s
         self._numbers = itertools.count(1)
         self._stopping = threading.Event()
         self._stream: threading.Thread | None = None
@@ -233,7 +231,7 @@ class Client:
             return int(c.execute(query).scalar_one())
 
     def _keep_busy(self) -> None:
-        while not self._stopping.wait(LOOK_S):
+        while not self._stopping.wait(2 * self._look_s):
             with suppress(DBAPIError, OffloadError):
                 if self.open_in_all() < LOW:
                     self.submit(BATCH)

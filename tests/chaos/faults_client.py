@@ -36,7 +36,7 @@ def same_key(s: Strike) -> None:
 def cancelled(s: Strike) -> None:
     """26: cancel against claim against completion: each job has one end."""
     batch = s.client.submit(s.random.randint(16, 40), priority=1)
-    time.sleep(s.random.uniform(0, 0.6))
+    time.sleep(s.random.uniform(0, 1.2 * s.site.ttft))
     s.struck_batch(batch)
     s.provoked = True
     threads = [threading.Thread(target=s.client.cancel, args=(batch,)) for _ in range(s.random.randint(1, 2))]

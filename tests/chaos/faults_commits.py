@@ -21,7 +21,7 @@ def killed_before(s: Strike) -> None:
     victim = s.victim()
     s.busy([victim])
     _kill_at(s, victim, inside.RECORD, after=False)
-    s.crashed(victim)
+    s.struck(victim)
 
 
 def killed_after(s: Strike) -> None:
@@ -31,7 +31,7 @@ def killed_after(s: Strike) -> None:
     s.busy([victim])
     sent = slices(s)
     _kill_at(s, victim, _ON[what], after=True)
-    s.crashed(victim)
+    s.struck(victim)
     send_again(s, {*sent, *slices(s)})
 
 

@@ -22,7 +22,7 @@ def cut_off(s: Strike) -> None:
     for proxy in ways[what]:
         _break(proxy, how)
         s.later(functools.partial(proxy.heal, dead=dead))
-    s.crashed(victim)
+    s.struck(victim)
     s.recover()
     left = s.site.times.lease * s.random.uniform(1.1, 1.5) - (time.monotonic() - (s.began or 0))
     time.sleep(max(0.0, left))

@@ -30,7 +30,7 @@ def _kill_worker(s: Strike) -> None:
     s.note = f"{victim.name}, {'started again at once' if at_once else 'away until others took over'}"
     s.busy([victim])
     s.dead(victim.worker, wanted=at_once)
-    s.crashed(victim)
+    s.struck(victim)
     s.wasted_at_most = len(s.hit)  # in flight, or answered and not yet committed
 
 
@@ -71,7 +71,7 @@ def out_of_memory(s: Strike) -> None:
     s.busy([big], share=4)
     eventually(lambda: big.running >= 100, "a hundred calls are in flight", 20)
     s.dead(big.worker)
-    s.crashed(big, running=[])
+    s.struck(big, running=[])
     s.recover()
     states = {line["state"] for line in s.ends(batch)}
     s.expect(states == {"done"}, f"innocent jobs ended {sorted(states)}")
@@ -90,7 +90,7 @@ def stopped(s: Strike) -> None:
     time.sleep(s.random.uniform(0, 0.05))  # an answer is in its hand, and not yet committed
     victim.worker.signal(signal.SIGSTOP)
     s.later(lambda: victim.worker.signal(signal.SIGCONT))
-    s.crashed(victim)
+    s.struck(victim)
     if s.site.is_locked():
         s.note += ", stopped while it wrote: SQLite waits for it"
         s.excuse(*s.site.nodes)
@@ -144,7 +144,7 @@ def drained_too_long(s: Strike) -> None:
     victim.worker.signal(signal.SIGTERM)
     time.sleep(s.random.uniform(0.3, 0.6))
     s.dead(victim.worker, wanted=s.random.random() < 0.5)
-    s.crashed(victim)
+    s.struck(victim)
     s.recover()
     states = {line["state"] for line in s.ends(batch)}
     s.expect(states == {"done"}, f"its jobs ended {sorted(states)}")

@@ -37,12 +37,12 @@ from tests.support.postgres import Postgres
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
-#: seconds to the first token: long enough that work is always in flight, short enough for many jobs
-TTFT_S = 0.5
+#: seconds, divided, to the first token: long enough that work is always in flight, short enough for many jobs
+TTFT_S = 5.0
 #: calls at once of an ordinary worker, and of the big one
 IN_FLIGHT, BIG_IN_FLIGHT = 8, 256
-#: seconds a worker that stops lets its calls end
-DRAIN_S = 3.0
+#: seconds between two looks of whoever waits or watches, divided: a pool should not feel them
+LOOK_S = 0.5
 #: the program of the risky provider: a job that says so kills the worker that runs it
 RISKY = '#!/bin/sh\ncase "$(cat)" in *KILLS-ITS-WORKER*) kill -9 $PPID;; esac\nsleep 0.05\necho fine\n'
 
@@ -56,7 +56,7 @@ class Node:
         self.home.mkdir()
         self.calls = site.folder / f"{name}.calls"
         self._asked_before, self._serves = 0, True
-        self.server = Server(ttft_s=TTFT_S, slots=4 * in_flight, queue_limit=100_000, call_log=self.calls)
+        self.server = Server(ttft_s=site.ttft, slots=4 * in_flight, queue_limit=100_000, call_log=self.calls)
         self.popped, self.committed = Snare(), Snare()
         self.redis = Proxy(site.wire, site.redis.url, lambda: RedisEar(self.popped))
         ear = lambda: PostgresEar(self.committed)  # noqa: E731
@@ -113,6 +113,7 @@ class Site:
         self.folder, self.kind, self.divisor, self.nursery = folder, kind, divisor, nursery
         nursery.open()
         self.times = Times().divided(divisor)
+        self.ttft, self.look = TTFT_S / divisor, LOOK_S / divisor
         self.wire = Wire()
         self.redis = Redis(folder / "redis")
         self.postgres = Postgres() if kind == "postgres" else None
@@ -146,7 +147,7 @@ class Site:
             "OFFLOAD_REDIS_URL": redis_url,
             "OFFLOAD_DATABASE_URL": database.url if database else self.database_url,
             "OFFLOAD_TIME_DIVISOR": str(self.divisor),
-            "OFFLOAD_DRAIN_S": str(DRAIN_S),
+            "OFFLOAD_DRAIN_S": str(2 * self.ttft + 2),
         }
 
     def configuration(self, node: Node) -> dict[str, Any]:
@@ -246,7 +247,7 @@ class Site:
         until = time.monotonic() + within_s
         while not self._is_well(wanted):  # not `eventually`: it looks so often that the pool would feel it
             assert time.monotonic() < until, f"beat and {', '.join(sorted(wanted))} do not work after {within_s:g} s"
-            time.sleep(0.1)
+            time.sleep(2 * self.look)
 
     def _is_well(self, wanted: set[str]) -> bool:
         try:
@@ -258,7 +259,7 @@ class Site:
         return tick is not None and abs(tick) < 4 * self.times.sweep and all((n, pids.get(n)) in there for n in wanted)
 
     def _keep(self) -> None:
-        while not self._keeping.wait(0.03):
+        while not self._keeping.wait(0.05):
             for role in self.roles:
                 role.keep()
 

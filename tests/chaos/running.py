@@ -133,7 +133,7 @@ def be_a_pool(order: Order, plan: Plan, ledger: str, word: str, say: Callable[[d
                 for statement in FULL_DISK:
                     c.exec_driver_sql(statement)
         site.start()
-        client = Client(site.pool, folder, word)
+        client = Client(site.pool, folder, word, site.look)
         client.start()
         nemesis = Nemesis(site, client)
         struck: dict[int, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import signal
 import time
@@ -16,10 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tasks.states import TERMINAL, JobState
 from tasks.tables import IS_OUT, Job
-from tasks.turns import slice_size
 from tests.chaos.checks import Wrong
 from tests.chaos.client import Client, Submission
-from tests.chaos.pool import TTFT_S, Node, Site
+from tests.chaos.pool import Node, Site
 from tests.chaos.roles import Role
 from tests.chaos.watching import ALLOWANCE_S, Idle
 from tests.support.waiting import eventually
@@ -28,14 +26,10 @@ jobs = Job.__table__  # type: ignore[attr-defined]
 
 #: seconds that a role needs to be there again after its process was started
 START_S = 2.0
-#: seconds, undivided, of one round of suspects: after a crash they go one half slice at a time, a call after another
-ROUND_S = TTFT_S + 0.5
 #: seconds beyond the bound after which recovery is no longer waited for
 PATIENCE_S = 10.0
-#: seconds that what was hit may take to end, once it was claimed again
-SETTLE_S = 3.0
-#: seconds between two looks
-LOOK_S = 0.05
+#: calls, one after another, in whose time what was hit may end, once it was claimed again
+SETTLE_CALLS = 6
 #: seconds until a client of Redis notices a connection that died in silence, and works again: its socket timeouts
 #: and health checks (tasks/app.py) are no times of ours and are not divided
 SOCKETS_S = 35.0
@@ -51,9 +45,9 @@ class Fault:
     bound: float = 45.0
     undivided: float = 0.0
 
-    def within(self, divisor: float, load: float, rounds: int = 0) -> float:
+    def within(self, divisor: float, load: float) -> float:
         """The bound on recovery under this divisor, on a machine on which work takes `load` times as long."""
-        return self.bound / divisor + (self.undivided + ALLOWANCE_S + rounds * ROUND_S) * load
+        return self.bound / divisor + (self.undivided + ALLOWANCE_S) * load
 
 
 class Missed(Exception):
@@ -74,7 +68,6 @@ class Strike:
         self.provoked = False  #: further calls are part of it
         self.wasted_at_most: int | None = None
         self.excused: set[str] = set()
-        self.rounds = 0  #: of suspects, where a worker crashed
         self._fault = fault
         self._idle = idle
         self.left_broken = False  #: the pool is no more use
@@ -84,7 +77,7 @@ class Strike:
     @property
     def within(self) -> float:
         """The bound on its recovery, by what is known now."""
-        return self._fault.within(self.site.divisor, self._idle.load.mean(), self.rounds)
+        return self._fault.within(self.site.divisor, self._idle.load.mean())
 
     # --- before --------------------------------------------------------------------------------------------
 
@@ -99,12 +92,12 @@ class Strike:
     def busy(self, nodes: Sequence[Node], share: float = 0.5) -> None:
         """Wait until each of these has work in flight; raises Missed."""
         for node in nodes:
-            until = time.monotonic() + 10
+            until = time.monotonic() + 10 + 2 * self.site.ttft
             while node.running < max(1, int(share * min(8, node.in_flight))):
                 if time.monotonic() > until:
                     raise Missed(f"{node.name} had nothing to do")
-                time.sleep(0.005)
-        time.sleep(self.random.uniform(0, 0.2))
+                time.sleep(self.site.look / 5)
+        time.sleep(self.random.uniform(0, 0.4 * self.site.ttft))
 
     def later(self, undo: Callable[[], object]) -> None:
         """Whatever happens, do this at the end of the strike."""
@@ -118,11 +111,6 @@ class Strike:
         self._mark(jobs.c.state == JobState.RUNNING, jobs.c.worker.in_(names))
         self.excuse(*victims)
         self.goes_on(self.others(*victims) if running is None else running)
-
-    def crashed(self, victim: Node, running: Sequence[Node] | None = None) -> None:
-        """Now, and with a crash: what the node held comes back a round of suspects at a time."""
-        self.struck(victim, running=running)
-        self.rounds = math.ceil(len(self.hit) / max(1, slice_size(victim.in_flight) // 2))
 
     def struck_all(self, running: Sequence[Node] | None = None) -> None:
         """Now: whatever is dispatched or running must move or end."""
@@ -198,18 +186,18 @@ class Strike:
             if time.monotonic() > self.began + self.within + PATIENCE_S:
                 self.expect(False, f"no recovery: {self._missing()}", "I8")
                 break
-            time.sleep(LOOK_S)
+            time.sleep(self.site.look)
         self.recovery = time.monotonic() - self.began
 
     def settle(self) -> None:
         """Let what was hit end, so that its calls are counted here and not in the next strike."""
         live = select(jobs.c.id).where(jobs.c.id.in_(self.hit), jobs.c.state.not_in(TERMINAL)).limit(1)
-        until = time.monotonic() + SETTLE_S
+        until = time.monotonic() + SETTLE_CALLS * self.site.ttft
         while time.monotonic() < until:
             with suppress(DBAPIError), self.site.db.read() as c:
                 if not self.hit or c.execute(live).first() is None:
                     return
-            time.sleep(LOOK_S)
+            time.sleep(self.site.look)
 
     def _recovered(self) -> bool:
         try:

@@ -53,7 +53,7 @@ class Idle(threading.Thread):
         self.load = Load()
 
     def run(self) -> None:
-        while not self._stopping.wait(0.1):
+        while not self._stopping.wait(2 * self._site.look):
             self.load.look()
             with suppress(Exception):  # a server or a ledger that is away says nothing of the workers
                 self._look()

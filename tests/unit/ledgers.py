@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import select, text
@@ -110,6 +110,15 @@ class Ledger:
         if started and suspects:  # as a worker does when their turn has come
             claims.mark_started(self.db, suspects)
         return held
+
+    def runs(self, me: Identity) -> Iterator[list[Claimed]]:
+        """Claim all that was sent; what of it a worker starts together (workers/line.py), one after another."""
+        held = self.claim(me, started=False)
+        alone = [j for j in held if j.crashes >= claims.ALONE_CRASHES]
+        for some in (alone, [j for j in held if j not in alone]):
+            if some:
+                claims.mark_started(self.db, some)
+                yield some
 
     def running(self, n: int = 1, *, started: bool = True, **submitted: Any) -> tuple[str, Identity, list[Claimed]]:
         """A batch of n jobs, all claimed by a new worker."""

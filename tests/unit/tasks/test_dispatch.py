@@ -314,19 +314,36 @@ def test_two_looks_at_once_send_nothing_twice(ledger: Ledger) -> None:
     assert max(j.fence for j in ledger.jobs(batch_id)) == 1
 
 
-def test_suspects_go_last_and_one_slice_at_a_time(ledger: Ledger) -> None:
-    """Jobs that were in hand when a worker died wait for the innocent, and never are two slices of them out."""
-    batch_id = ledger.submit(12)
+def crashed(ledger: Ledger, batch_id: str, crashes: int, lines: slice) -> None:
+    """Some lines were in hand when workers died."""
     with ledger.db.write() as c:
-        suspects = [j.id for j in ledger.jobs(batch_id)[:6]]
-        c.execute(dispatch.jobs.update().where(dispatch.jobs.c.id.in_(suspects)).values(crashes=1))
-    ledger.worker(capacity=32)
-    ledger.fill()
+        suspects = [j.id for j in ledger.jobs(batch_id)[lines]]
+        c.execute(dispatch.jobs.update().where(dispatch.jobs.c.id.in_(suspects)).values(crashes=crashes))
+
+
+def test_what_a_dead_worker_held_goes_first(ledger: Ledger) -> None:
+    """Before a batch that takes days: half slices of it, any number at once, nobody else in them."""
+    batch_id = ledger.submit(500)
+    crashed(ledger, batch_id, 1, slice(100, 108))
+    ledger.worker(capacity=8)
     ledger.fill()
     held = [s for s in ledger.slices() if s.suspects]
-    assert len(held) == 1
-    assert out(ledger, batch_id)[0] == 6 + held[0].jobs
-    assert {j.crashes for j in ledger.all(Job, slice_id=held[0].id)} == {1}
+    assert [s.jobs for s in held] == [slice_size(8) // 2] * 4
+    assert {j.crashes for s in held for j in ledger.all(Job, slice_id=s.id)} == {1}
+    assert {j.crashes for s in ledger.slices() if not s.suspects for j in ledger.all(Job, slice_id=s.id)} == {0}
+
+
+def test_suspects_of_a_second_crash_are_out_one_slice_at_a_time(ledger: Ledger) -> None:
+    """They run in no other's company, so more of them would only wait; others go on meanwhile."""
+    batch_id = ledger.submit(200)
+    crashed(ledger, batch_id, 2, slice(0, 16))
+    me = ledger.worker(capacity=16)
+    for _ in range(3):
+        ledger.fill()
+        held = [s for s in ledger.slices() if s.suspects]
+        assert [s.jobs for s in held] == [slice_size(16) // 4]
+        assert out(ledger, batch_id)[0] > held[0].jobs
+        ledger.record(*map(outcome, ledger.claim(me)))
 
 
 def test_an_idle_pool_is_not_written_to(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.turns import MAX_SLICE, WINDOW, LiveWorker, Waiting, next_turn, share, slice_size, suspect_slice, window
+from tasks.turns import MAX_SLICE, WINDOW, LiveWorker, Waiting, next_turn, room, share, slice_size, suspect_slice
 
 NOW = 1000.0
 TURN = 60.0
@@ -78,17 +78,28 @@ def test_slices_fit_their_worker(capacity: int) -> None:
     assert 1 <= slice_size(capacity) <= min(MAX_SLICE, capacity)
 
 
+LIVE = [
+    LiveWorker("x", ("a", "b"), 4, None, 0),
+    LiveWorker("y", ("a",), 16, None, 0),
+    LiveWorker("z", ("b",), 2, None, 0),
+]
+TURNS = {"x": "b", "y": "a", "z": None}
+
+
 def test_a_window_is_made_of_the_workers_whose_turn_it_is() -> None:
     """Only workers that now serve a class make room for it."""
-    live = [
-        LiveWorker("x", ("a", "b"), 4, None, 0),
-        LiveWorker("y", ("a",), 16, None, 0),
-        LiveWorker("z", ("b",), 2, None, 0),
-    ]
-    turns = {"x": "b", "y": "a", "z": None}
-    assert window("a", turns, live) == WINDOW * 16
-    assert window("b", turns, live) == WINDOW * 4
-    assert window("c", turns, live) == 0
+    assert room("a", TURNS, LIVE, {}, 0, 0) == WINDOW * 16
+    assert room("b", TURNS, LIVE, {}, 0, 0) == WINDOW * 4
+    assert room("c", TURNS, LIVE, {}, 0, 0) == 0
+
+
+def test_one_worker_holds_no_room_of_anothers() -> None:
+    """One that took more than its window, and froze, leaves the others theirs; what is on its way counts once."""
+    live = [LiveWorker("x", ("a",), 4, None, 0), LiveWorker("y", ("a",), 4, None, 0)]
+    turns = {"x": "a", "y": "a"}
+    assert room("a", turns, live, {"x": 12}, 0, 12) == WINDOW * 4
+    assert room("a", turns, live, {"x": 12, "y": 2}, 4, 18) == 2
+    assert room("a", turns, live, {"x": 12}, 0, 30) == 2, "never more out than two windows"
 
 
 def test_a_share() -> None:
