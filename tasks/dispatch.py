@@ -26,7 +26,7 @@ from tasks.ledger.database import DISPATCH_LOCK, Database, retried
 from tasks.privacy import TIERS_OF, Reach
 from tasks.settings import Times
 from tasks.states import BatchState, JobState
-from tasks.tables import IS_OUT, IS_SUSPECT, Batch, Job, Slice, Worker
+from tasks.tables import IS_OUT, IS_TAKEN_BACK, Batch, Job, Slice, Worker
 from tasks.turns import IDLE_WINDOW, LiveWorker, Waiting, next_turn, room, share, slice_size, suspect_slice
 
 #: batches of one class that take turns in one look; more of them wait for the next look
@@ -202,15 +202,15 @@ def _fill_class(
     """Cut slices while there is room: the highest priority first; of equal batches the one furthest below its share."""
     if free < size:
         free += _take_back(c, queue.name, size - free, slices.c.priority < found[0].priority)
-    crashed = _crashed(c, queue, [row.id for row in found])
-    urgent = [row.priority for row in found if crashed.get(row.id, ALONE_CRASHES) < ALONE_CRASHES]
+    back = _taken_back(c, queue, [row.id for row in found])
+    urgent = [row.priority for row in found if back.get(row.id, ALONE_CRASHES) < ALONE_CRASHES]
     if urgent:  # they have waited a lease already: what nobody has taken up waits for them
         free += _take_back(c, queue.name, None, slices.c.priority <= max(urgent), ~slices.c.suspects)
     sent: list[Sent] = []
     for _, equal in groupby(found, key=lambda row: row.priority):
         left = list(equal)  # the one that was served longest ago is the first
         for batch in left:
-            while batch.id in crashed and free >= size and (ids := _suspects(c, queue, batch.id, size)):
+            while batch.id in back and free >= size and (ids := _held_before(c, queue, batch.id, size)):
                 sent.append(_cut(c, queue, batch, ids, suspects=True))
                 out[batch.id] += len(ids)
                 free -= len(ids)
@@ -228,10 +228,10 @@ def _fill_class(
     return sent
 
 
-def _crashed(c: Connection, queue: _Queue, found: Sequence[str]) -> dict[str, int]:
+def _taken_back(c: Connection, queue: _Queue, found: Sequence[str]) -> dict[str, int]:
     """Those of the batches with due jobs that were in hand when a worker died, and the fewest crashes of one."""
     which = jobs.c.batch_id.in_(found), *_may_be_sent(queue.name, queue.now), jobs.c.tier.in_(queue.tiers)
-    query = select(jobs.c.batch_id, func.min(jobs.c.crashes)).where(IS_SUSPECT, *which)
+    query = select(jobs.c.batch_id, func.min(jobs.c.crashes)).where(IS_TAKEN_BACK, *which)
     return dict(c.execute(query.group_by(jobs.c.batch_id)).all())
 
 
@@ -286,19 +286,19 @@ def _due(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
     """The next jobs by rank. One query a tier, each along the index: jobs that are held back cost nothing."""
     found: list[tuple[int, int]] = []
     for tier in queue.tiers:
-        query = _queued(queue, batch_id).where(jobs.c.tier == tier, jobs.c.crashes == 0)
+        query = _queued(queue, batch_id).where(jobs.c.tier == tier, jobs.c.taken_back_at.is_(None))
         query = query.order_by(jobs.c.rank, jobs.c.id).limit(size).with_for_update(skip_locked=True)
         found += [(row.rank, row.id) for row in c.execute(query)]
     return [job_id for _, job_id in sorted(found)[:size]]
 
 
-def _suspects(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
+def _held_before(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
     """Jobs that were in hand when a worker died, those of one count of crashes: fewer together after each.
 
-    After the first crash any number of such slices is out, for most workers die of something else. From the second on
+    Up to the first crash any number of such slices is out, for most workers die of something else. From the second on
     a slice runs in no other's company (workers/line.py), and one of a class is out at a time.
     """
-    waiting = _queued(queue, batch_id).where(IS_SUSPECT, jobs.c.tier.in_(queue.tiers))
+    waiting = _queued(queue, batch_id).where(IS_TAKEN_BACK, jobs.c.tier.in_(queue.tiers))
     waiting = waiting.order_by(jobs.c.crashes, jobs.c.id).limit(size).with_for_update(skip_locked=True)
     rows = c.execute(waiting).all()
     if not rows or (rows[0].crashes >= ALONE_CRASHES and _one_is_alone(c, queue.name)):

@@ -26,9 +26,9 @@ from sqlmodel import Field, SQLModel
 #: ids that are counted up: 64 bits on both databases (SQLite counts up INTEGER only, which has them)
 BIG = BigInteger().with_variant(Integer, "sqlite")
 
-#: the conditions of ix_jobs_out and ix_jobs_suspects; a query uses such an index only when it says just this
+#: the conditions of ix_jobs_out and ix_jobs_taken_back; a query uses such an index only when it says just this
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
-IS_SUSPECT = text("jobs.state = 'queued' AND jobs.crashes > 0")
+IS_TAKEN_BACK = text("jobs.state = 'queued' AND jobs.taken_back_at IS NOT NULL")
 IN_SLICE = text("slice_id IS NOT NULL")
 #: due_at of a job that waits for nothing: no clock, however wrong, puts it off
 AT_ONCE = 0.0
@@ -83,7 +83,13 @@ class Job(SQLModel, table=True):
         Index("ix_jobs_queue", "batch_id", "model_class", "state", "tier", "rank"),
         Index("ix_jobs_slice", "slice_id", sqlite_where=IN_SLICE, postgresql_where=IN_SLICE),
         Index("ix_jobs_out", "state", "model_class", "lease_until", sqlite_where=IS_OUT, postgresql_where=IS_OUT),
-        Index("ix_jobs_suspects", "batch_id", "model_class", sqlite_where=IS_SUSPECT, postgresql_where=IS_SUSPECT),
+        Index(
+            "ix_jobs_taken_back",
+            "batch_id",
+            "model_class",
+            sqlite_where=IS_TAKEN_BACK,
+            postgresql_where=IS_TAKEN_BACK,
+        ),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
@@ -109,6 +115,7 @@ class Job(SQLModel, table=True):
     started_at: float | None = None  #: handed to the loop: its call may have been sent
     in_company: bool = False  #: its process lost another started job's lease while this one ran: no crash of one alone
     attempts: int = 0
+    taken_back_at: float | None = None  #: when a lease of it ran out; it has waited, and goes before others
     crashes: int = 0
     crashes_alone: int = 0
     finished_at: float | None = None

@@ -105,5 +105,5 @@ def share(open_jobs: int, largest: int) -> int:
 
 
 def suspect_slice(crashes: int, size: int) -> int:
-    """Jobs a slice of suspects holds: half as many after each crash, then one."""
+    """Jobs a slice of what a dead worker held may have: half as many after each crash, then one."""
     return max(1, size >> crashes)

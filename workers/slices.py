@@ -39,7 +39,7 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
         if not held:
             return
         alone = any(h.job.crashes >= ALONE_CRASHES for h in held)
-        if at_once and not alone:
+        if (at_once or held[0].job.taken_back) and not alone:  # it has waited for a lease to run out already
             loop.hand_over(held)
             return
         with loop.line.turn(held[0].job.priority, alone=alone) as takes:

@@ -46,7 +46,7 @@ class Identity:
 class Claimed:
     """A job in a worker's hand, with all that is needed to run it.
 
-    escalated: it was meant for another class. claimed_at: by the ledger's clock.
+    escalated: it was meant for another class. claimed_at: by the ledger's clock. taken_back: from a dead worker.
     """
 
     id: int
@@ -63,6 +63,7 @@ class Claimed:
     verdict: bytes | None = None
     escalated: bool = False
     claimed_at: float = 0.0
+    taken_back: bool = False
 
 
 #: what a claim reads of a job
@@ -76,6 +77,7 @@ _OF_JOB = (
     jobs.c.priority,
     jobs.c.attempts,
     jobs.c.crashes,
+    jobs.c.taken_back_at,
     jobs.c.tier,
     jobs.c.verdict,
     jobs.c.escalated_from,
@@ -90,7 +92,8 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
 
     A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing. Jobs that
     another transaction holds, a cancel say, are left out; should they stay dispatched, the sweep sends the slice again.
-    `started` says that the jobs go to the loop at once, unless they are suspects that must run alone.
+    `started` says that the jobs go to the loop at once, as those do that were taken back from a dead worker; suspects
+    that must run alone do not.
     """
     with db.write(durable=False) as c:
         now = db.now(c)
@@ -104,7 +107,11 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 lease_until=now + lease_s,
                 worker=me.name,
                 run_id=me.run_id,
-                started_at=case((jobs.c.crashes < ALONE_CRASHES, now), else_=None) if started else None,
+                started_at=case(
+                    (jobs.c.crashes >= ALONE_CRASHES, null()),
+                    (jobs.c.taken_back_at.is_not(None), now),
+                    else_=now if started else null(),
+                ),
                 in_company=False,
                 slice_id=None,
             )
@@ -139,6 +146,7 @@ def _claimed(row: Row[Any], body: bytes, now: float) -> Claimed:
         verdict=row.verdict,
         escalated=row.escalated_from is not None,
         claimed_at=now,
+        taken_back=row.taken_back_at is not None,
     )
 
 

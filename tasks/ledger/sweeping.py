@@ -99,6 +99,7 @@ def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison:
         "lease_until": None,
         "started_at": None,
         "due_at": AT_ONCE,
+        "taken_back_at": now,
         "crashes": row.crashes + crashed,
         "crashes_alone": row.crashes_alone + (crashed and alone),
     }

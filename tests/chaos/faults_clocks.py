@@ -7,7 +7,6 @@ import time
 from sqlalchemy import text
 
 from tests.chaos.strike import Strike
-from tests.support.waiting import eventually
 
 #: time zones that know daylight saving; beat goes by UTC and should not care
 ZONES = ("America/New_York", "Europe/Berlin", "Australia/Lord_Howe")
@@ -61,4 +60,4 @@ def two_beats(s: Strike) -> None:
         s.healed()
     s.recover()
     ticked = s.site.sweeps()
-    eventually(lambda: s.site.sweeps() != ticked, "somebody sweeps", s.within)
+    s.eventually(lambda: s.site.sweeps() != ticked, "somebody sweeps", s.within)

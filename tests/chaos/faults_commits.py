@@ -11,7 +11,6 @@ from tests.chaos.faults_messages import send_again, slices
 from tests.chaos.inside import sitecustomize as inside
 from tests.chaos.pool import Node
 from tests.chaos.strike import Missed, Strike
-from tests.support.waiting import eventually
 
 _ON = {"results": inside.RECORD, "a claim": inside.CLAIM}
 
@@ -46,7 +45,7 @@ def _kill_at(s: Strike, victim: Node, on: int, *, after: bool) -> None:
         victim.worker.strings.trap(inside.KILL_AFTER if after else inside.KILL_BEFORE, on)
         s.later(lambda: victim.worker.strings.trap(inside.NONE, 0))
     try:
-        eventually(lambda: victim.worker.is_over(pid), "the worker commits, and dies of it", 10)
+        s.eventually(lambda: victim.worker.is_over(pid), "the worker commits, and dies of it", 10)
     except AssertionError as error:
         raise Missed(str(error)) from None
 
@@ -68,7 +67,7 @@ def answer_lost(s: Strike) -> None:
         sprung = lambda: strings.sprung  # noqa: E731
     before = s.held_by(victim.full_name)
     try:
-        eventually(sprung, "the worker commits", 10)
+        s.eventually(sprung, "the worker commits", 10)
     except AssertionError as error:
         raise Missed(str(error)) from None
     s.hit = before | s.held_by(victim.full_name)

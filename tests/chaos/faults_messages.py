@@ -14,7 +14,6 @@ from tasks.app import make_app
 from tasks.queues import RUN_SLICE, class_queue
 from tasks.tables import IN_SLICE
 from tests.chaos.strike import Strike, jobs
-from tests.support.waiting import eventually
 
 QUEUE = class_queue("small")
 
@@ -26,7 +25,7 @@ def lost(s: Strike) -> None:
     s.busy(s.site.nodes)
     victim.popped.arm(lambda: None, resets=resets)
     s.later(victim.popped.disarm)
-    eventually(victim.popped.sprung.is_set, "a message is lost", 15)
+    s.eventually(victim.popped.sprung.is_set, "a message is lost", 15)
     s.struck_all()
 
 

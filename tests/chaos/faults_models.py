@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from tests.chaos.strike import Strike
-from tests.support.waiting import eventually
 
 #: ordinary calls in whose time one that hangs may end
 DEADLINE_CALLS = 2
@@ -19,7 +18,7 @@ def hangs(s: Strike) -> None:
     batch = s.client.submit(
         4, "once", f"[[sim:{how}]]", marked=2, priority=9, extra={"timeout_s": DEADLINE_CALLS * s.site.ttft}
     )
-    eventually(lambda: s.asks(lambda: s.client.running(batch)), "they run", 15)
+    s.eventually(lambda: s.asks(lambda: s.client.running(batch)), "they run", 15)
     s.struck_batch(batch)
     results = s.ends(batch)
     s.recovery = time.monotonic() - (s.began or 0)

@@ -11,7 +11,6 @@ from contextlib import suppress
 from tests.chaos.pool import Node
 from tests.chaos.strike import Strike
 from tests.support.processes import of_folder
-from tests.support.waiting import eventually
 
 
 def kill_mid_call(s: Strike) -> None:
@@ -46,10 +45,10 @@ def _kill_supervisor(s: Strike) -> None:
     s.note = "supervisor"
     up = s.site.supervised()
     s.later(lambda: _end(up))
-    eventually(lambda: _running_of(s, "up/sim"), "the supervised worker runs jobs", 60)
+    s.eventually(lambda: _running_of(s, "up/sim"), "the supervised worker runs jobs", 60)
     up.kill()
     up.wait()
-    eventually(lambda: not of_folder(s.site.folder / "up"), "nothing of it lives", 10)
+    s.eventually(lambda: not of_folder(s.site.folder / "up"), "nothing of it lives", 10)
     s.hit = s.held_by("up/sim")
     s.struck_all()
 
@@ -69,7 +68,7 @@ def out_of_memory(s: Strike) -> None:
     big = s.site.node("big")
     batch = s.client.submit(s.random.randint(200, 300), "big")
     s.busy([big], share=4)
-    eventually(lambda: big.running >= 100, "a hundred calls are in flight", 20)
+    s.eventually(lambda: big.running >= 100, "a hundred calls are in flight", 20)
     s.dead(big.worker)
     s.struck(big, running=[])
     s.recover()
@@ -86,7 +85,7 @@ def stopped(s: Strike) -> None:
     s.note = f"{victim.name}, goes on {'while others run its jobs' if early else 'afterwards'}"
     s.busy(s.site.nodes)
     answered = victim.asked
-    eventually(lambda: victim.asked > answered, "it is answered", 10)
+    s.eventually(lambda: victim.asked > answered, "it is answered", 10)
     time.sleep(s.random.uniform(0, 0.05))  # an answer is in its hand, and not yet committed
     victim.worker.signal(signal.SIGSTOP)
     s.later(lambda: victim.worker.signal(signal.SIGCONT))
@@ -136,9 +135,11 @@ def drained(s: Strike) -> None:
 
 def drained_too_long(s: Strike) -> None:
     """21: the drain takes longer than its grace, and the worker is killed."""
-    victim = s.victim()
-    batch = s.client.submit(8, mark=f"[[sim:delay={2 * s.site.times.lease:g}*1]]", priority=5)
-    eventually(lambda: s.asks(lambda: s.client.running(batch, victim.full_name)), f"{victim.name} runs a long call", 10)
+    batch = s.client.submit(4, mark=f"[[sim:delay={2 * s.site.times.lease:g}*1]]", priority=5)  # one slice
+    runs = lambda node: s.asks(lambda: s.client.running(batch, node.full_name))  # noqa: E731
+    s.eventually(lambda: any(map(runs, s.site.nodes)), "a worker runs a long call", 10 + 2 * s.site.ttft)
+    victim = next(node for node in s.site.nodes if runs(node))
+    s.note = victim.name
     s.busy([victim])
     s.hit = s.held_by(victim.full_name)
     victim.worker.signal(signal.SIGTERM)
@@ -155,7 +156,7 @@ def poison(s: Strike) -> None:
     risky: Node = s.site.node("risky")
     batch = s.client.submit(s.random.randint(8, 16), "risky", mark="KILLS-ITS-WORKER", marked=1)
     pid = risky.worker.pid
-    eventually(lambda: risky.worker.is_over(pid), "the worker dies", 30)
+    s.eventually(lambda: risky.worker.is_over(pid), "the worker dies", 30)
     s.struck_batch(batch)
     s.excuse(risky)
     results = s.ends(batch, s.within + 60)

@@ -42,7 +42,7 @@ TTFT_S = 5.0
 #: calls at once of an ordinary worker, and of the big one
 IN_FLIGHT, BIG_IN_FLIGHT = 8, 256
 #: seconds between two looks of whoever waits or watches, divided: a pool should not feel them
-LOOK_S = 0.5
+LOOK_S = 1.0
 #: the program of the risky provider: a job that says so kills the worker that runs it
 RISKY = '#!/bin/sh\ncase "$(cat)" in *KILLS-ITS-WORKER*) kill -9 $PPID;; esac\nsleep 0.05\necho fine\n'
 
@@ -247,7 +247,7 @@ class Site:
         until = time.monotonic() + within_s
         while not self._is_well(wanted):  # not `eventually`: it looks so often that the pool would feel it
             assert time.monotonic() < until, f"beat and {', '.join(sorted(wanted))} do not work after {within_s:g} s"
-            time.sleep(2 * self.look)
+            time.sleep(self.look)
 
     def _is_well(self, wanted: set[str]) -> bool:
         try:
@@ -259,7 +259,7 @@ class Site:
         return tick is not None and abs(tick) < 4 * self.times.sweep and all((n, pids.get(n)) in there for n in wanted)
 
     def _keep(self) -> None:
-        while not self._keeping.wait(0.05):
+        while not self._keeping.wait(self.look / 4):
             for role in self.roles:
                 role.keep()
 

@@ -96,7 +96,7 @@ class Strike:
             while node.running < max(1, int(share * min(8, node.in_flight))):
                 if time.monotonic() > until:
                     raise Missed(f"{node.name} had nothing to do")
-                time.sleep(self.site.look / 5)
+                time.sleep(self.site.look / 10)
         time.sleep(self.random.uniform(0, 0.4 * self.site.ttft))
 
     def later(self, undo: Callable[[], object]) -> None:
@@ -227,14 +227,18 @@ class Strike:
         """These must be asked for something new within so many seconds from now."""
         self.goes_on(nodes)
         try:
-            eventually(lambda: not self._silent(), "they work again", within_s)
+            self.eventually(lambda: not self._silent(), "they work again", within_s)
         except AssertionError:
             self.expect(False, f"{self._silent()} did nothing for {within_s:.0f} s after the fault", "I8")
+
+    def eventually(self, predicate: Callable[[], object], what: str, within_s: float) -> None:
+        """Wait for something that has to come; raises AssertionError."""
+        eventually(predicate, what, within_s, self.site.look / 4)
 
     def until(self, predicate: Callable[[], object], what: str, within_s: float) -> None:
         """Wait for something that has to come; red where it does not."""
         try:
-            eventually(lambda: self.asks(predicate), what, within_s)
+            self.eventually(lambda: self.asks(predicate), what, within_s)
         except AssertionError:
             self.expect(False, f"not within {within_s:.1f} s: {what} {self.asks(self.site.holders) or ''}", "I8")
 
@@ -247,7 +251,7 @@ class Strike:
         """Wait for a batch's end; its result lines."""
         assert submission.id is not None, submission.error
         try:
-            eventually(lambda: self.asks(lambda: self.client.open_jobs(submission)) == 0, "it ends", within_s)
+            self.eventually(lambda: self.asks(lambda: self.client.open_jobs(submission)) == 0, "it ends", within_s)
         except AssertionError:
             self.expect(False, f"{submission.id} has not ended after {within_s:g} s", "I8")
         submission.was_read = True

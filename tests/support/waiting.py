@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(predicate: Callable[[], T], what: str, within_s: float = 30.0) -> T:
+def eventually(predicate: Callable[[], T], what: str, within_s: float = 30.0, every_s: float = 0.02) -> T:
     """The predicate's first true value; fails with `what` when there is none in time."""
     until = time.monotonic() + within_s
     while True:
@@ -18,4 +18,4 @@ def eventually(predicate: Callable[[], T], what: str, within_s: float = 30.0) ->
             return value
         if time.monotonic() > until:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(every_s)

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import dispatch
 from tasks.errors import BrokerDown
-from tasks.ledger import claims, endings, submit
+from tasks.ledger import claims, control, endings, submit
 from tasks.states import JobState
 from tasks.tables import Job
 from tasks.turns import IDLE_WINDOW, WINDOW, slice_size
@@ -318,19 +318,41 @@ def crashed(ledger: Ledger, batch_id: str, crashes: int, lines: slice) -> None:
     """Some lines were in hand when workers died."""
     with ledger.db.write() as c:
         suspects = [j.id for j in ledger.jobs(batch_id)[lines]]
-        c.execute(dispatch.jobs.update().where(dispatch.jobs.c.id.in_(suspects)).values(crashes=crashes))
+        c.execute(
+            dispatch.jobs.update().where(dispatch.jobs.c.id.in_(suspects)).values(crashes=crashes, taken_back_at=0)
+        )
 
 
 def test_what_a_dead_worker_held_goes_first(ledger: Ledger) -> None:
-    """Before a batch that takes days: half slices of it, any number at once, nobody else in them."""
+    """Before a batch that takes days: what had not started in slices, what had in halves, any number at once."""
     batch_id = ledger.submit(500)
-    crashed(ledger, batch_id, 1, slice(100, 108))
+    crashed(ledger, batch_id, 0, slice(200, 204))
+    crashed(ledger, batch_id, 1, slice(100, 104))
     ledger.worker(capacity=8)
     ledger.fill()
     held = [s for s in ledger.slices() if s.suspects]
-    assert [s.jobs for s in held] == [slice_size(8) // 2] * 4
-    assert {j.crashes for s in held for j in ledger.all(Job, slice_id=s.id)} == {1}
+    size = slice_size(8)
+    assert sorted(s.jobs for s in held) == [size // 2, size // 2, size]
+    crashes = {s.jobs: {j.crashes for j in ledger.all(Job, slice_id=s.id)} for s in held}
+    assert crashes == {size: {0}, size // 2: {1}}
     assert {j.crashes for s in ledger.slices() if not s.suspects for j in ledger.all(Job, slice_id=s.id)} == {0}
+
+
+def test_what_nobody_has_taken_up_waits_for_it(ledger: Ledger) -> None:
+    """Slices of its priority that are sent and unclaimed come after; more urgent ones, and what runs, go on."""
+    urgent, batch_id, paused = ledger.submit(4, priority=1), ledger.submit(500), ledger.submit(4)
+    ledger.worker(capacity=8)
+    ledger.fill()
+    before = {s.id: s.batch_id for s in ledger.slices()}
+    crashed(ledger, batch_id, 1, slice(100, 104))
+    crashed(ledger, paused, 1, slice(0, 4))
+    control.pause(ledger.db, paused)
+    ledger.fill()
+    after = {s.id for s in ledger.slices()}
+    assert {s for s, b in before.items() if s in after} == {s for s, b in before.items() if b == urgent}
+    again = {s.id for s in ledger.slices()}
+    ledger.fill()
+    assert {s.id for s in ledger.slices()} == again, "what waits for a pause to end takes nothing back"
 
 
 def test_suspects_of_a_second_crash_are_out_one_slice_at_a_time(ledger: Ledger) -> None:
