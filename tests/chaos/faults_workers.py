@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
 
 from tests.chaos.pool import Node
 from tests.chaos.strike import Strike
@@ -136,9 +137,14 @@ def drained(s: Strike) -> None:
 def drained_too_long(s: Strike) -> None:
     """21: the drain takes longer than its grace, and the worker is killed."""
     batch = s.client.submit(4, mark=f"[[sim:delay={2 * s.site.times.lease:g}*1]]", priority=5)  # one slice
-    runs = lambda node: s.asks(lambda: s.client.running(batch, node.full_name))  # noqa: E731
-    s.eventually(lambda: any(map(runs, s.site.nodes)), "a worker runs a long call", 10 + 2 * s.site.ttft)
-    victim = next(node for node in s.site.nodes if runs(node))
+    found: list[Node] = []
+
+    def runs_somewhere() -> bool:
+        found[:] = [node for node in s.site.nodes if s.asks(partial(s.client.running, batch, node.full_name))]
+        return bool(found)
+
+    s.eventually(runs_somewhere, "a worker runs a long call", 10 + 2 * s.site.ttft)
+    victim = found[0]
     s.note = victim.name
     s.busy([victim])
     s.hit = s.held_by(victim.full_name)

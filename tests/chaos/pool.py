@@ -38,9 +38,9 @@ from tests.support.servers import Server
 from tests.support.waiting import eventually
 
 #: seconds, divided, to the first token: long enough that work is always in flight, short enough for many jobs
-TTFT_S = 5.0
+TTFT_S = 3.0
 #: calls at once of an ordinary worker, and of the big one
-IN_FLIGHT, BIG_IN_FLIGHT = 8, 256
+IN_FLIGHT, BIG_IN_FLIGHT = 4, 256
 #: seconds between two looks of whoever waits or watches, divided: a pool should not feel them
 LOOK_S = 1.0
 #: the program of the risky provider: a job that says so kills the worker that runs it
