@@ -34,24 +34,39 @@ AWAY = 3
 def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
     """One sweep; the counts say what it found."""
     counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
+    trouble = ""
+    try:
+        _look_after_ledger(db, registry, times, counts)
+        trouble = _look_after_broker(db, broker, sender, registry, times, counts)
+    finally:  # whatever failed: leases were looked at, and the next sweep takes nobody for away
+        tick(db, "sweep", dict(counts) | {TROUBLE: trouble})
+    return counts
+
+
+def _look_after_ledger(db: Database, registry: Registry, times: Times, counts: Counter[str]) -> None:
     counts["expired"] = sweeping.expire_batches(db)
     counts["dependents"] = sum(cancel_dependents(db).values())
     counts["loads"] = sweeping.drop_abandoned_loads(db, times.loading_abandoned)
     counts["workers"] = sweeping.drop_gone_workers(db, times.worker_gone * FORGET_WORKERS)
     counts["escalated"] = dead_classes.run_once(db, registry, times)
     sweeping.drop_empty_slices(db)
+
+
+def _look_after_broker(
+    db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times, counts: Counter[str]
+) -> str:
+    """Send what got lost and fill the windows; what is wrong with Redis, in words."""
     try:
         broker.set(SWEPT_KEY, "1", ex=60)  # a Redis that takes no writes is known before there is work for it
         counts["mended"] = mend(broker, registry.classes)
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, registry.reaches, times)
-        trouble = ""
     except (BrokerDown, redis.RedisError) as error:
         counts["broker_down"] = 1
         trouble = str(error) if isinstance(error, BrokerDown) else broker_words(error)
         alert(db, BROKER, "redis", {"trouble": trouble})
-    tick(db, "sweep", dict(counts) | {TROUBLE: trouble})
-    return counts
+        return trouble
+    return ""
 
 
 def _was_away(db: Database, times: Times) -> bool:

@@ -84,17 +84,17 @@ def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Se
         live = _live_workers(c, now - times.worker_gone)
         furthest = _named(reaches, live)
         queues = _queues(c, furthest, now)
-        fresh = _fresh(c, now - times.slice_lost / 2)
+        fresh = _unclaimed(c, slices.c.sent_at > now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
         turns = {s.name: next_turn(s, waiting, fresh, now, times.turn) for s in live}
         _keep_turns(c, live, turns, now)
-        out, held = _out(c), _held(c)
+        out, held, unclaimed = _out(c), _held(c), _unclaimed(c)
         sent: list[Sent] = []
         for name, found in queues.items():
             queue = _Queue(name, _tiers(furthest[name]), now)
             mine = out.get(name, Counter())
             if any(name in s.classes for s in live):
-                free = room(name, turns, live, held, fresh.get(name, 0), mine.total())
+                free = room(name, turns, live, held, fresh.get(name, 0), unclaimed.get(name, 0))
             else:
                 free = IDLE_WINDOW - mine.total()
             sent += _fill_class(c, queue, found, mine, free, _size(name, live))
@@ -157,10 +157,10 @@ def _may_be_sent(name: str | BindParameter[str], now: float | BindParameter[floa
     return jobs.c.model_class == name, jobs.c.state == JobState.QUEUED, jobs.c.due_at <= now
 
 
-def _fresh(c: Connection, sent_since: float) -> dict[str, int]:
-    """Jobs that were sent just now and not yet claimed, by class."""
-    which = IS_OUT, jobs.c.state == JobState.DISPATCHED, slices.c.sent_at > sent_since
-    query = select(jobs.c.model_class, func.count()).join(slices, slices.c.id == jobs.c.slice_id).where(*which)
+def _unclaimed(c: Connection, *which: ColumnElement[bool]) -> dict[str, int]:
+    """Jobs that were sent and are in nobody's hand, by class; those of some slices, or of all."""
+    query = select(jobs.c.model_class, func.count()).join(slices, slices.c.id == jobs.c.slice_id)
+    query = query.where(IS_OUT, jobs.c.state == JobState.DISPATCHED, *which)
     return dict(c.execute(query.group_by(jobs.c.model_class)).all())
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 #: a worker's window, as a multiple of its calls in flight: the next jobs are at hand when one ends
 WINDOW = 2
-#: windows that may be out in all, those included that a worker has received and not yet taken up
-MOST_WINDOWS = 2
+#: windows of unclaimed jobs that may be out, those included that a worker has received and not yet taken up
+MOST_UNCLAIMED = 2
 #: slices a worker's calls are made of; smaller slices spread better, larger ones cost less
 SLICES_PER_CAPACITY = 2
 #: jobs; a slice is claimed in one transaction
@@ -83,17 +83,17 @@ def room(
     live: Sequence[LiveWorker],
     held: Mapping[str, int],
     fresh: int,
-    out: int,
+    unclaimed: int,
 ) -> int:
-    """Jobs of a class that may be sent now, so that every worker has its window in hand.
+    """Jobs of a class that may be sent now, so that every worker whose turn it is has its window in hand.
 
-    held: jobs in each worker's hand. fresh: jobs sent just now that nobody has claimed. out: all that are out. What was
-    sent longer ago and is still unclaimed waits in a worker that has enough, maybe a frozen one: its share is its own,
-    and the others get theirs.
+    held: jobs in each worker's hand. unclaimed: jobs of the class that were sent and are in nobody's hand, `fresh` of
+    them just now. What was sent longer ago waits in a worker that has enough, maybe a frozen one: its share is its
+    own, and the others get theirs.
     """
     windows = {s.name: WINDOW * s.capacity for s in live if turns.get(s.name) == model_class}
     wanted = sum(max(0, size - held.get(name, 0)) for name, size in windows.items())
-    return min(wanted - fresh, MOST_WINDOWS * sum(windows.values()) - out)
+    return min(wanted - fresh, MOST_UNCLAIMED * sum(windows.values()) - unclaimed)
 
 
 def share(open_jobs: int, largest: int) -> int:

@@ -31,22 +31,24 @@ class Claiming:
         self._under_way = 0
         self._doubtful = False
 
-    def claim(self, slice_id: str, *, started: bool) -> list[Held]:
+    def claim(self, slice_id: str, *, started: bool, taken_back_started: bool = False) -> list[Held]:
         """Take a slice's jobs into the hand; raises SQLAlchemyError when the ledger stays away."""
         for wait in WAITS_S:
             try:
-                return self._claim(slice_id, started=started)
+                return self._claim(slice_id, started=started, taken_back_started=taken_back_started)
             except SQLAlchemyError as error:
                 log.warning("a slice could not be claimed yet", slice=slice_id[:64], error=type(error).__name__)
             time.sleep(wait)
-        return self._claim(slice_id, started=started)
+        return self._claim(slice_id, started=started, taken_back_started=taken_back_started)
 
-    def _claim(self, slice_id: str, *, started: bool) -> list[Held]:
+    def _claim(self, slice_id: str, *, started: bool, taken_back_started: bool = False) -> list[Held]:
         with self._lock:
             self._under_way += 1
         try:
             began = clock()
-            taken = claims.claim(self._db, slice_id, self._me, self._lease_s, started=started)
+            taken = claims.claim(
+                self._db, slice_id, self._me, self._lease_s, started=started, taken_back_started=taken_back_started
+            )
             return self._hand.take(taken, began, self._lease_s)
         except SQLAlchemyError:  # it may have broken in its commit: then they run in our name, and nobody has them
             self._doubtful = True

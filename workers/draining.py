@@ -96,10 +96,12 @@ class Draining(threading.Thread):
         # the wish (its `at`) for which a command failed, for which `start` was run, and which was complained of
         self._failed = self._start_ran = self._complained = -1.0
         self._start_ran_at = 0.0  #: monotonic
+        self._looked_at = 0.0  #: the wish (its `at`) to serve for which a serving worker's server was looked at
 
     def begin(self) -> None:
         """Take up what is wanted already; before the loop starts."""
         wish = nodes.wish(self._db, self._me.node)
+        self._looked_at = wish.at
         if wish.wanted is not Wanted.SERVING:
             self._become(Phase.DRAINING)
         elif wish.at and self._provider.start:  # somebody wants it to serve: its server may have to be started
@@ -131,6 +133,10 @@ class Draining(threading.Thread):
         new, self._new = self._new, False
         if new and wish.wanted is Wanted.STOPPED and self._provider.has_server and self._server_trouble():
             self._become(Phase.STOPPED)  # another process of this worker has stopped it already
+        if wish.at != self._looked_at:
+            self._looked_at = wish.at
+            if wish.wanted is Wanted.SERVING and self._phase is Phase.SERVING and self._loop.gate.away:
+                self._become(Phase.DRAINED)  # its server has gone by itself, and somebody wants it back
         match next_step(wish.wanted, self._phase):
             case Step.HOLD:
                 self._become(Phase.DRAINING)
@@ -214,7 +220,7 @@ class Draining(threading.Thread):
                     self._complain(wish, f"`start` has run, and its server does not answer: {trouble}")
                 self._become(self._phase, f"`start` has run: {trouble}")
                 return
-        elif self._phase is Phase.STOPPED and self._provider.has_server and (trouble := self._server_trouble()):
+        elif self._provider.has_server and (trouble := self._server_trouble()):
             self._complain(wish, f"provider {self._provider.name} names no `start` command: {trouble}")
         self._become(Phase.SERVING)
 

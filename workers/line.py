@@ -23,10 +23,24 @@ class Line:
         self._places: list[tuple[int, int]] = []
         self._order = count()
         self._alone = False  #: suspects are in the loop
+        self._entering = 0  #: slices that may go in without a place in line
 
     def open(self) -> bool:
         """Whether a slice that comes now could go in at once."""
         return not self._places and not self._alone and self._little_waits()
+
+    @contextmanager
+    def entering(self) -> Iterator[bool]:
+        """Whether a slice may go in beside others; while the block lasts nobody begins to run alone."""
+        with self._changed:
+            free = not self._alone
+            self._entering += free
+        try:
+            yield free
+        finally:
+            with self._changed:
+                self._entering -= free
+                self._changed.notify_all()
 
     @contextmanager
     def turn(self, priority: int, *, alone: bool) -> Iterator[bool]:
@@ -51,7 +65,7 @@ class Line:
     def _may_go(self, place: tuple[int, int], alone: bool) -> bool:
         if self._alone or place != min(self._places):
             return False
-        return self._empty() if alone else self._little_waits()
+        return self._empty() and not self._entering if alone else self._little_waits()
 
     def moved(self) -> None:
         """The loop started or ended something."""

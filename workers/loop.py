@@ -274,12 +274,14 @@ class Loop(threading.Thread):
                 self._lost(Health.MISCONFIGURED, str(error))
 
     def _lost(self, health: Health, detail: str) -> None:
+        self._warm = ("", 0.0)  # it may have been restarted
         self.gate.lost(health, detail)
         self._give_back_waiting()
         self._probe()
 
     def _quieten(self, stopped: bool) -> None:
         """Nobody asks a server that may be off, and a probe would start llama.cpp's again."""
+        self._warm = ("", 0.0)  # its models are about to be unloaded
         if self._probing is not None:
             self._probing.cancel()
             self._probing = None

@@ -34,14 +34,15 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
         if not loop.takes:
             claims.put_back(db, slice_id)
             return
-        at_once = loop.line.open()
-        held = claiming.claim(slice_id, started=at_once)
-        if not held:
-            return
-        alone = any(h.job.crashes >= ALONE_CRASHES for h in held)
-        if (at_once or held[0].job.taken_back) and not alone:  # it has waited for a lease to run out already
-            loop.hand_over(held)
-            return
+        with loop.line.entering() as free:
+            at_once = free and loop.line.open()
+            held = claiming.claim(slice_id, started=at_once, taken_back_started=free)
+            if not held:
+                return
+            alone = any(h.job.crashes >= ALONE_CRASHES for h in held)
+            if not alone and (at_once or (free and held[0].job.taken_back)):  # that has waited for a lease already
+                loop.hand_over(held)
+                return
         with loop.line.turn(held[0].job.priority, alone=alone) as takes:
             if takes:
                 mark_started(held)

@@ -102,7 +102,10 @@ def _want(name: str, wanted: Wanted, no_wait: bool, timeout: float | None, as_js
 
 
 def _describe(step: Following) -> str:
-    return "; ".join(f"{w.provider} is {w.phase}, {w.in_flight} in flight" for w in step.left)
+    how = [f", its server is {w.health}" if step.wish.wanted is Wanted.SERVING else "" for w in step.left]
+    return "; ".join(
+        f"{w.provider} is {w.phase}, {w.in_flight} in flight{h}" for w, h in zip(step.left, how, strict=True)
+    )
 
 
 def _judge(name: str, last: Following) -> None:

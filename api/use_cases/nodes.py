@@ -17,6 +17,8 @@ FULFILLED = {
     Wanted.DRAINED: (Phase.DRAINED, Phase.STOPPED),
     Wanted.STOPPED: (Phase.STOPPED,),
 }
+#: what a worker's health is while its server is not there
+SERVERLESS = ("offline", "misconfigured")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,12 @@ class Following:
 
     @property
     def left(self) -> list[NodeWorker]:
-        """Those that still have something before them."""
+        """Those that still have something before them; one that serves without its server has."""
         done = FULFILLED[self.wish.wanted]
-        return [w for w in self.workers if w.phase not in done and w.name not in self.troubles]
+        return [w for w in self.workers if w.name not in self.troubles and (w.phase not in done or self._waits(w))]
+
+    def _waits(self, worker: NodeWorker) -> bool:
+        return self.wish.wanted is Wanted.SERVING and worker.health in SERVERLESS
 
 
 def all_workers(pool: Pool) -> list[NodeWorker]:

@@ -87,13 +87,21 @@ _OF_JOB = (
 
 
 @retried
-def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started: bool) -> list[Claimed]:
+def claim(
+    db: Database,
+    slice_id: str,
+    me: Identity,
+    lease_s: float,
+    *,
+    started: bool,
+    taken_back_started: bool = False,
+) -> list[Claimed]:
     """Take the jobs of a slice: dispatched → running, fence + 1, in one transaction.
 
     A message that is lost, doubled, stale or forged names a slice with no dispatched job and takes nothing. Jobs that
     another transaction holds, a cancel say, are left out; should they stay dispatched, the sweep sends the slice again.
-    `started` says that the jobs go to the loop at once, as those do that were taken back from a dead worker; suspects
-    that must run alone do not.
+    `started` says that the jobs go to the loop at once, `taken_back_started` that those do which were taken back from a
+    dead worker; suspects that must run alone never do.
     """
     with db.write(durable=False) as c:
         now = db.now(c)
@@ -109,7 +117,7 @@ def claim(db: Database, slice_id: str, me: Identity, lease_s: float, *, started:
                 run_id=me.run_id,
                 started_at=case(
                     (jobs.c.crashes >= ALONE_CRASHES, null()),
-                    (jobs.c.taken_back_at.is_not(None), now),
+                    (jobs.c.taken_back_at.is_not(None), now if started or taken_back_started else null()),
                     else_=now if started else null(),
                 ),
                 in_company=False,

@@ -236,6 +236,12 @@ def test_a_node_is_stopped_and_started_by_its_own_commands(
     assert gpu.cli("nodes", "start", "gpu7", "--timeout", "60").code == 0
     assert len(pool.finished(batch)) == 8
 
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # it dies by itself
+    batch = pool.submit(jobs(8))
+    eventually(lambda: _worker(gpu)["health"] == "offline", "the worker notices")
+    assert gpu.cli("nodes", "start", "gpu7", "--timeout", "60").code == 0
+    assert len(pool.finished(batch)) == 8
+
     gpu.stop_workers()
     nobody = gpu.cli("nodes", "stop", "gpu7")
     assert nobody.code == 1
@@ -276,8 +282,13 @@ def test_a_drain_that_takes_long_is_left_to_itself(pool: TestPool, tmp_path: Pat
     assert any(line.split()[:5] == ["gpu8", "sim", "small", "0", "8"] for line in shown)
 
 
-def _phase(gpu: NodeHost) -> tuple[str, str]:
+def _worker(gpu: NodeHost) -> dict[str, Any]:
     (row,) = (w for w in gpu.cli("nodes", "--json").json["workers"] if w["node"] == gpu.name)
+    return dict(row)
+
+
+def _phase(gpu: NodeHost) -> tuple[str, str]:
+    row = _worker(gpu)
     return row["phase"], row["wanted"]
 
 

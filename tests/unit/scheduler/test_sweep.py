@@ -258,3 +258,16 @@ def test_a_sweep_twice_at_once_does_no_harm(ledger: Ledger, broker: redis.Redis,
         sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert broker.llen(QUEUE) == 2
     assert ledger.states(sent) == {"dispatched": 2}
+
+
+def test_a_step_that_fails_does_not_turn_recovery_off(
+    ledger: Ledger, broker: redis.Redis, sender: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases are taken back by every sweep, whatever the sweeps before could not do after that."""
+    monkeypatch.setattr(sweep, "fill", lambda *_: 1 / 0)
+    batch_id, _, _ = ledger.running(2)
+    for _ in range(20):
+        ledger.wait(TIMES.sweep)
+        with pytest.raises(ZeroDivisionError):
+            sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert ledger.states(batch_id) == {"queued": 2}

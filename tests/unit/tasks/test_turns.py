@@ -97,9 +97,16 @@ def test_one_worker_holds_no_room_of_anothers() -> None:
     """One that took more than its window, and froze, leaves the others theirs; what is on its way counts once."""
     live = [LiveWorker("x", ("a",), 4, None, 0), LiveWorker("y", ("a",), 4, None, 0)]
     turns = {"x": "a", "y": "a"}
-    assert room("a", turns, live, {"x": 12}, 0, 12) == WINDOW * 4
-    assert room("a", turns, live, {"x": 12, "y": 2}, 4, 18) == 2
-    assert room("a", turns, live, {"x": 12}, 0, 30) == 2, "never more out than two windows"
+    assert room("a", turns, live, {"x": 12}, 0, 0) == WINDOW * 4
+    assert room("a", turns, live, {"x": 12, "y": 2}, 4, 4) == 2
+    assert room("a", turns, live, {"x": 12}, 0, 30) == 2, "never more on its way than two windows"
+
+
+def test_what_others_still_run_takes_no_room() -> None:
+    """A large worker that is drained, or whose turn is another class's by now, leaves a small one its window."""
+    live = [LiveWorker("small", ("a",), 4, None, 0), LiveWorker("large", ("a", "b"), 64, None, 0)]
+    held = {"drained": 64, "large": 64}
+    assert room("a", {"small": "a", "large": "b"}, live, held, 0, 0) == WINDOW * 4
 
 
 def test_a_share() -> None:

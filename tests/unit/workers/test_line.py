@@ -98,3 +98,19 @@ def test_a_worker_that_stops_taking_holds_nobody() -> None:
     loop.come("b", alone=True)
     loop.moved(takes=False)
     assert sorted(loop.all_went(2)) == ["a given back", "b given back"]
+
+
+def test_who_enters_beside_others_meets_nobody_alone() -> None:
+    """Suspects begin when the last of those is in, and while they run nobody else enters."""
+    loop = Loop()
+    with loop.line.entering() as free:
+        assert free
+        loop.come("suspects", alone=True)
+        _quiet(lambda: loop.went == [])
+        loop.empty = False
+    loop.line.moved()
+    _quiet(lambda: loop.went == [])
+    loop.moved(empty=True)
+    assert loop.all_went(1) == ["suspects"]
+    with loop.line.entering() as free:
+        assert not free
