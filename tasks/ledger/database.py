@@ -183,12 +183,12 @@ def _file(url: URL) -> Path:
 
 def _postgres(url: URL) -> Engine:
     try:
-        from tasks.ledger.patience import PatientConnection
+        from tasks.ledger.patience import PatientConnection, PatientCursor
 
         engine = create_engine(
             url,
             hide_parameters=True,
-            connect_args=_POSTGRES | dict(url.query),
+            connect_args=_POSTGRES | {"cursor_factory": PatientCursor} | dict(url.query),
             pool_size=8,
             max_overflow=16,
             pool_pre_ping=True,  # a connection that a restart of the server broke is replaced before it is used

@@ -79,8 +79,12 @@ def out_of_memory(s: Strike) -> None:
 
 def stopped(s: Strike) -> None:
     """6: SIGSTOP for longer than a lease, then SIGCONT: stale writes change nothing, calls were closed."""
-    if s.random.random() < 0.1:
+    draw = s.random.random()
+    if draw < 0.1:
         _stop_beat(s)
+        return
+    if draw < 0.15:
+        _stop_supervisor(s)
         return
     victim, early = s.victim(), s.random.random() < 0.7
     s.note = f"{victim.name}, goes on {'while others run its jobs' if early else 'afterwards'}"
@@ -105,6 +109,22 @@ def stopped(s: Strike) -> None:
         s.recover()
         time.sleep(s.random.uniform(0, 0.5) * s.site.times.lease)
     victim.worker.signal(signal.SIGCONT)
+    s.until(s.stale_calls, "what came too late is counted", s.within)
+
+
+def _stop_supervisor(s: Strike) -> None:
+    """What it started goes on without it, and it goes on afterwards."""
+    s.note = "supervisor"
+    up = s.site.supervised()
+    s.later(lambda: _end(up))
+    s.eventually(lambda: _running_of(s, "up/sim"), "the supervised worker runs jobs", 60)
+    up.send_signal(signal.SIGSTOP)
+    s.later(lambda: up.send_signal(signal.SIGCONT))
+    s.hit = s.held_by("up/sim")
+    s.struck_all()
+    time.sleep(s.site.times.lease * 1.2)
+    up.send_signal(signal.SIGCONT)
+    s.recover()
 
 
 def _stop_beat(s: Strike) -> None:

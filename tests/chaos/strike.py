@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import DBAPIError
 
 from tasks.states import TERMINAL, JobState
-from tasks.tables import IS_OUT, Job
+from tasks.tables import IS_OUT, CallRow, Job
 from tests.chaos.checks import Wrong
 from tests.chaos.client import Client, Submission
 from tests.chaos.pool import Node, Site
@@ -22,6 +22,7 @@ from tests.chaos.roles import Role
 from tests.chaos.watching import ALLOWANCE_S, Idle
 from tests.support.waiting import eventually
 
+calls = CallRow.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 
 #: seconds that a role needs to be there again after its process was started
@@ -45,8 +46,12 @@ class Fault:
     bound: float = 45.0
     undivided: float = 0.0
 
+    def says(self, divisor: float) -> float:
+        """The bound on recovery under this divisor, on a machine with nothing else to do."""
+        return self.bound / divisor + self.undivided
+
     def within(self, divisor: float, load: float) -> float:
-        """The bound on recovery under this divisor, on a machine on which work takes `load` times as long."""
+        """The same on a machine on which work takes `load` times as long."""
         return self.bound / divisor + (self.undivided + ALLOWANCE_S) * load
 
 
@@ -157,6 +162,12 @@ class Strike:
         query = select(jobs.c.id, jobs.c.fence).where(jobs.c.id.in_(ids), jobs.c.state == JobState.RUNNING)
         with self.site.db.read() as c:
             return any(row.fence > self.hit[row.id] for row in c.execute(query))
+
+    def stale_calls(self) -> bool:
+        """Whether a call under one of the claims that were hit is there, and marked as come too late."""
+        query = select(calls.c.job_id, calls.c.fence).where(calls.c.job_id.in_(self.hit), calls.c.stale)
+        with self.site.db.read() as c:
+            return any(row.fence == self.hit[row.job_id] for row in c.execute(query))
 
     def held(self, *which: ColumnElement[bool]) -> dict[int, int]:
         """Jobs that are dispatched or running: id -> fence."""

@@ -22,6 +22,7 @@ class Row:
         self.started = self.counted = self.jobs = self.wasted = 0
         self.recovery: list[float] = []
         self.within = 0.0
+        self.uncounted = 0
         self.kinds: Counter[str] = Counter()
         self.told: list[str] = []
 
@@ -55,6 +56,7 @@ class Tally:
         row.counted += report["counted"]
         row.wasted += report["wasted"]
         row.within = max(row.within, report["within"])
+        row.uncounted += report["uncounted"]
         if report["counted"]:
             row.recovery.append(report["recovery"])
         for wrong in report["wrong"]:
@@ -97,8 +99,9 @@ def table(tally: Tally, seed: int, command: str) -> str:
         f"{when} · seed {seed} · `{command}` · {', '.join(tally.ledgers)} · times divided by {tally.divisor:g} · "
         f"{jobs} jobs in {took / 60:.1f} minutes",
         "",
-        "| ledger | fault | runs | jobs | lost | twice | wasted calls | recovery p50 | max | bound | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| ledger | fault | runs | jobs | lost | twice | wasted calls | recovery p50 | max | bound | beyond it "
+        "| allowed at its load | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for ledger in tally.ledgers:
         lines += [_line(tally, ledger, number) for number in sorted(tally.faults)]
@@ -112,9 +115,13 @@ def _line(tally: Tally, ledger: str, number: int) -> str:
     row = tally.rows[ledger, number]
     words = f"{number} {TABLE[number].words}" if number else "between strikes"
     times = f"{statistics.median(row.recovery):.2f} s | {max(row.recovery):.2f} s" if row.recovery else "- | -"
+    bound = TABLE[number].says(tally.divisor) if number else 0.0
+    beyond = sum(seconds > bound for seconds in row.recovery)
+    unchecked = f", calls not held against their bound {row.uncounted} times" if row.uncounted else ""
     return (
         f"| {ledger} | {words} | {row.counted} | {row.jobs} | {row.kinds['lost']} | {row.kinds['twice']} | "
-        f"{row.wasted} | {times} | {row.within:.1f} s | {tally.verdict(ledger, number)} |"
+        f"{row.wasted} | {times} | {bound:.1f} s | {beyond} | {row.within:.1f} s | "
+        f"{tally.verdict(ledger, number)}{unchecked} |"
     )
 
 
