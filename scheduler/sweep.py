@@ -33,7 +33,9 @@ AWAY = 3
 
 def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
     """One sweep; the counts say what it found."""
+    frozen = sweeping.end_frozen(db)
     counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
+    counts["frozen"] = frozen
     trouble = ""
     try:
         _look_after_ledger(db, registry, times, counts)

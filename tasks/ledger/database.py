@@ -32,6 +32,8 @@ BROKEN_OFF = ("40P01", "40001")
 #: advisory locks of the ledger; any numbers, the same in every process
 DISPATCH_LOCK, SCHEMA_LOCK = 0x0FF10AD1, 0x0FF10AD2
 
+#: seconds a transaction may stand still; see also sweeping.end_frozen
+STANDS_STILL_S = 5
 #: psycopg's; milliseconds where PostgreSQL has no other unit. A cut network is noticed within 20 s.
 _POSTGRES = {
     "connect_timeout": 5,
@@ -40,7 +42,8 @@ _POSTGRES = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
     "application_name": "offload",
-    "options": "-c statement_timeout=30000 -c lock_timeout=15000 -c idle_in_transaction_session_timeout=5000",
+    "options": "-c statement_timeout=30000 -c lock_timeout=15000 "
+    f"-c idle_in_transaction_session_timeout={STANDS_STILL_S}s",
 }
 
 P = ParamSpec("P")
@@ -183,12 +186,12 @@ def _file(url: URL) -> Path:
 
 def _postgres(url: URL) -> Engine:
     try:
-        from tasks.ledger.patience import PatientConnection, PatientCursor
+        from tasks.ledger.patience import PatientConnection
 
         engine = create_engine(
             url,
             hide_parameters=True,
-            connect_args=_POSTGRES | {"cursor_factory": PatientCursor} | dict(url.query),
+            connect_args=_POSTGRES | dict(url.query),
             pool_size=8,
             max_overflow=16,
             pool_pre_ping=True,  # a connection that a restart of the server broke is replaced before it is used

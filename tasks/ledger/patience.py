@@ -1,4 +1,4 @@
-"""A PostgreSQL connection on which neither side waits for ever: psycopg and PostgreSQL themselves would.
+"""A PostgreSQL connection that gives up on a server that does not answer: psycopg itself would wait for ever.
 
 The server ends a statement after its `statement_timeout`, and TCP a connection whose packets get lost.  This is for
 what neither sees: a proxy, a firewall or a machine that keeps the connection and says nothing more.
@@ -7,7 +7,7 @@ what neither sees: a proxy, a firewall or a machine that keeps the connection an
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from typing import Any
 
 import psycopg
@@ -38,16 +38,3 @@ class PatientConnection(psycopg.Connection[Any]):
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value
-
-
-class PatientCursor(psycopg.Cursor[Any]):
-    """Leaves PostgreSQL's timer for idle transactions running, whatever it executes."""
-
-    def executemany(self, query: Any, params_seq: Iterable[Any], *, returning: bool = False) -> None:
-        """Execute it for every row.
-
-        psycopg does so in a pipeline, and its last words, a Flush after the Sync, stop the timer: a process that froze
-        then would hold its locks for as long as it is frozen. The next statement starts it again.
-        """
-        super().executemany(query, params_seq, returning=returning)
-        self.connection.execute("SELECT 1")

@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, text, update
 from sqlalchemy.engine import Row
 
 from tasks.ledger import submit
 from tasks.ledger.control import is_served
-from tasks.ledger.database import IN_LIST, Database, locked, parts, retried
+from tasks.ledger.database import IN_LIST, STANDS_STILL_S, Database, locked, parts, retried
 from tasks.ledger.endings import count_ended, end_all
 from tasks.ledger.record import escalate
 from tasks.privacy import Tier
@@ -28,6 +28,23 @@ calls = CallRow.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 slices = Slice.__table__  # type: ignore[attr-defined]
 workers = Worker.__table__  # type: ignore[attr-defined]
+
+
+def end_frozen(db: Database) -> int:
+    """End transactions of processes that froze in them, and hold locks; how many.
+
+    PostgreSQL does so itself after as long (database.STANDS_STILL_S), but its timer does not run after a statement
+    for many rows: psycopg sends those in a pipeline, and a Flush after the Sync stops it.
+    """
+    if not db.is_postgres:
+        return 0
+    query = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND usename = current_user AND application_name = 'offload' AND state LIKE 'idle in transaction%' "
+        "AND state_change < clock_timestamp() - make_interval(secs => :s)"
+    )
+    with db.read() as c:
+        return len(c.execute(query, {"s": STANDS_STILL_S}).all())
 
 
 def take_back_expired(db: Database) -> Counter[str]:

@@ -108,8 +108,10 @@ def stopped(s: Strike) -> None:
     else:
         s.recover()
         time.sleep(s.random.uniform(0, 0.5) * s.site.times.lease)
+    overtaken = s.runs_again(s.was_answered(victim))
     victim.worker.signal(signal.SIGCONT)
-    s.until(s.stale_calls, "what came too late is counted", s.within)
+    if overtaken:
+        s.until(s.stale_calls, "what came too late is counted", s.within)
 
 
 def _stop_supervisor(s: Strike) -> None:

@@ -291,6 +291,17 @@ class Site:
             rows = c.execute(query).all()
         return "; ".join(f"{r.waiting} wait for one {r.state} for {r.age:.1f} s, {r.said!r}" for r in rows)
 
+    def held_up(self) -> float:
+        """For how many seconds somebody has stood still in a transaction that others wait for; 0 where nobody has."""
+        if self.postgres is None:
+            return 0.0
+        query = text(
+            "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - h.state_change)), 0) FROM pg_stat_activity w "
+            "JOIN pg_stat_activity h ON h.pid = ANY(pg_blocking_pids(w.pid)) WHERE h.state LIKE 'idle in transaction%'"
+        )
+        with self.db.read() as c:
+            return float(c.execute(query).scalar_one())
+
     def supervised(self) -> subprocess.Popen[bytes]:
         """Start `offload up` for a node of its own, in this pool; the caller ends it."""
         home = self.folder / "up"

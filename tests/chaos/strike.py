@@ -146,9 +146,12 @@ class Strike:
 
     def answered(self, node: Node) -> list[int]:
         """Of the jobs that were hit, those whose answer is on its way or there and not in the ledger; else all."""
+        return self.was_answered(node) or list(self.hit)
+
+    def was_answered(self, node: Node) -> list[int]:
+        """Of the jobs that were hit, those whose answer is on its way or there and not in the ledger."""
         there = {call["prompt"] for call in node.server.simulator.calls(4 * node.in_flight) if not call["closed"]}
-        found = [job for job, prompt in self.prompts().items() if prompt in there]
-        return found or list(self.hit)
+        return [job for job, prompt in self.prompts().items() if prompt in there]
 
     def overlapping(self, victim: Node) -> list[str]:
         """Prompts for which another node was asked while the victim's own call still ran."""

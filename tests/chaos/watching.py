@@ -8,14 +8,17 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tasks.ledger.database import STANDS_STILL_S
 from tests.chaos.client import Client
-from tests.chaos.pool import Site
+from tests.chaos.pool import Node, Site
 
 #: seconds for what no divisor touches: commits, claims, a tick of beat. They, and a fault's own undivided seconds,
 #: count for as many times as processes wanted each core during the strike (Load)
 ALLOWANCE_S = 2.0
 #: I9: seconds, divided, that a worker may have half of its room free while due work waits
 IDLE_S = 10.0
+#: seconds beyond which nobody may stand still in a transaction: PostgreSQL ends it, or the next sweep but one
+FROZEN_S = STANDS_STILL_S + 1.0
 
 
 class Load:
@@ -64,11 +67,18 @@ class Idle(threading.Thread):
         waits = waiting > sum(n.in_flight for n in self._site.nodes)
         for node in self._site.nodes:
             room = node.running <= node.in_flight // 2
-            if not (room and waits) or node.name in self.excused:
+            if not (room and waits) or node.name in self.excused or self._held_up(node, now):
                 self._since[node.name] = now
             elif (long := now - self._since.setdefault(node.name, now)) > self._most():
                 words = f"{node.running} of {node.in_flight} calls for {long:.1f} s while {waiting} jobs waited"
                 self._found[node.name] = f"{node.name} ran {words}"
+
+    def _held_up(self, node: Node, now: float) -> bool:
+        """Whether a process that froze in a transaction holds all others up, as PostgreSQL lets it for 5 s."""
+        return (
+            now - self._since.get(node.name, now) > self._most() / 4
+            and 0 < self._site.held_up() < FROZEN_S + 2 * self._site.times.sweep
+        )
 
     def _most(self) -> float:
         return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean()

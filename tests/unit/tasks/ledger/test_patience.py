@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from tasks.ledger import patience
+from tasks.ledger import patience, sweeping
 from tasks.ledger.database import Database
 from tests.chaos.proxy import Proxy, Wire
 from tests.support.postgres import Postgres
@@ -61,15 +60,19 @@ def test_an_answer_that_is_slow_is_waited_for(postgres: Postgres, monkeypatch: p
     db.close()
 
 
-def test_a_frozen_writer_holds_its_locks_no_longer_than_it_may(postgres: Postgres) -> None:
-    """PostgreSQL ends an idle transaction, whether its last statement had one row or many."""
-    db = Database(postgres.url("postgres"))
-    rows = [{"n": n} for n in range(3)]
-    with psycopg.connect(postgres.url("postgres"), autocommit=True) as watcher, suppress(DBAPIError), db.write() as c:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_frozen_writer_holds_its_locks_no_longer_than_it_may(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """The sweep ends its transaction, whether its last statement had one row or many."""
+    monkeypatch.setattr(sweeping, "STANDS_STILL_S", 0.2)
+    db, other = Database(postgres.url("postgres")), Database(postgres.url("postgres"))
+    with suppress(DBAPIError), db.write() as c:
         c.execute(text("CREATE TEMPORARY TABLE written (n INTEGER)"))
-        c.execute(text("SET idle_in_transaction_session_timeout = 200"))
-        pid = c.execute(text("SELECT pg_backend_pid()")).scalar()
-        c.execute(text("INSERT INTO written VALUES (:n)"), rows)
-        there = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
-        eventually(lambda: watcher.execute(there, (pid,)).fetchone() is None, "it is ended", 10)
+        c.execute(text("INSERT INTO written VALUES (:n)"), [{"n": n} for n in range(rows)])
+        eventually(lambda: sweeping.end_frozen(other), "it is ended", 10)
+        assert sweeping.end_frozen(other) == 0
+        with pytest.raises(DBAPIError, match="terminat"):
+            c.execute(text("SELECT 1"))
     db.close()
+    other.close()
