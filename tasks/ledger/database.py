@@ -29,6 +29,8 @@ IN_LIST = 500
 TRIES = 6
 #: deadlock_detected, serialization_failure
 BROKEN_OFF = ("40P01", "40001")
+#: SQLSTATEs that begin so are about the transaction, not about what it writes
+TRANSACTION_CLASS = "25"
 #: advisory locks of the ledger; any numbers, the same in every process
 DISPATCH_LOCK, SCHEMA_LOCK = 0x0FF10AD1, 0x0FF10AD2
 
@@ -131,6 +133,15 @@ def retried(function: Callable[Concatenate[Database, P], R]) -> Callable[Concate
 def is_broken_off(error: DBAPIError) -> bool:
     """Whether PostgreSQL undid the transaction so that another could go on."""
     return getattr(error.orig, "sqlstate", None) in BROKEN_OFF
+
+
+def is_unable(error: Exception) -> bool:
+    """Whether the database could not write just now, whatever it was to write: it is away, busy, or a replica."""
+    if not isinstance(error, DBAPIError):
+        return False
+    # psycopg calls some of class 25, a read-only transaction and one that was idle for too long, internal errors
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, OperationalError) or error.connection_invalidated or state.startswith(TRANSACTION_CLASS)
 
 
 def locked(
