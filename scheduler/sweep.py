@@ -18,6 +18,7 @@ from tasks.ledger import sweeping
 from tasks.ledger.control import cancel_dependents
 from tasks.ledger.database import Database
 from tasks.ledger.events import BROKER, alert
+from tasks.ledger.schema import check_still
 from tasks.ledger.ticks import TROUBLE, counted, tick
 from tasks.queues import SWEPT_KEY, class_queue
 from tasks.registry import Registry
@@ -32,7 +33,8 @@ AWAY = 3
 
 
 def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
-    """One sweep; the counts say what it found."""
+    """One sweep; the counts say what it found. Raises OtherTables where the ledger was upgraded meanwhile."""
+    check_still(db)
     counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
     counts["expired"] = sweeping.expire_batches(db)
     counts["dependents"] = sum(cancel_dependents(db).values())

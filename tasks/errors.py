@@ -8,6 +8,7 @@
     ├── NotFound                     5    no such batch
     ├── NotInTime                    4    --timeout passed; the work goes on
     ├── PoolError                    1    the pool itself: already running, no Redis server, …
+    │   ├── OtherTables              1    the ledger's tables are another version's
     │   ├── StaleWorker              1    this process no longer owns its name
     │   └── BrokerDown               1    Redis does not answer; the jobs wait in the ledger
     └── CallError                         how one call to a model server went wrong
@@ -88,6 +89,10 @@ class NotInTime(OffloadError):
 
 class PoolError(OffloadError):
     """The pool cannot do this now."""
+
+
+class OtherTables(PoolError):
+    """The ledger's tables are another version's."""
 
 
 class StaleWorker(PoolError):

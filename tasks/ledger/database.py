@@ -78,6 +78,22 @@ class Database:
             yield connection
 
     @contextmanager
+    def write_at_leisure(self) -> Iterator[Connection]:
+        """A transaction that writes and may take hours, such as a migration of large tables; none beside it should."""
+        with self.write() as connection:
+            if not self.is_postgres:
+                yield connection
+                return
+            for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+            driver: Any = connection.connection.driver_connection
+            driver.patient = True
+            try:
+                yield connection
+            finally:
+                driver.patient = False
+
+    @contextmanager
     def _one_writer(self) -> Iterator[None]:
         """SQLite has one writer: of a process's threads one tries for its lock, the others sleep.
 

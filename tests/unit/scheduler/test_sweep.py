@@ -12,8 +12,8 @@ import redis
 from scheduler import redis_keys, sweep
 from tasks.app import Publisher, make_app
 from tasks.config import parse
-from tasks.errors import BrokerDown
-from tasks.ledger import endings, ticks
+from tasks.errors import BrokerDown, OtherTables
+from tasks.ledger import endings, schema, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
 from tasks.tables import Event
@@ -178,6 +178,19 @@ def test_one_sweep_does_everything(ledger: Ledger, broker: redis.Redis, sender: 
     counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert {name: n for name, n in counts.items() if n} == {"workers": 1, "held_off": 1}
     assert job.fence == 1
+
+
+def test_newer_tables_are_not_swept(
+    ledger: Ledger, broker: redis.Redis, sender: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beat that goes on while the ledger is upgraded writes nothing more, not even that it ran."""
+    batch_id, _, _ = ledger.running(2)
+    ledger.wait(TIMES.lease)
+    monkeypatch.setattr(schema, "REVISION", "0001")  # this program is older than the tables by now
+    with pytest.raises(OtherTables, match="newer tables"):
+        sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert ledger.states(batch_id) == {"running": 2}
+    assert ticks.last_tick(ledger.db, "sweep") is None
 
 
 def test_leases_that_ended_while_nobody_swept_have_a_sweeps_time(
