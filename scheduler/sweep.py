@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import redis
@@ -44,7 +45,7 @@ def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: R
     sweeping.drop_empty_slices(db)
     try:
         broker.set(SWEPT_KEY, "1", ex=60)  # a Redis that takes no writes is known before there is work for it
-        counts["mended"] = mend(broker, registry.classes)
+        counts["mended"] = mend(broker, registry.classes, partial(sweeping.slices_out, db))
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, registry.reaches, times)
         trouble = ""

@@ -140,6 +140,12 @@ def unclaimed_slices(db: Database, older_than_s: float) -> list[Row[Any]]:
         return list(c.execute(query).all())
 
 
+def slices_out(db: Database, model_class: str) -> int:
+    """How many slices of a class are sent and not claimed."""
+    with db.read() as c:
+        return int(c.execute(select(func.count()).where(slices.c.model_class == model_class)).scalar_one())
+
+
 @retried
 def touch_slices(db: Database, ids: Sequence[str]) -> None:
     """The slices were sent again just now."""

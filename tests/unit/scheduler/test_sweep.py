@@ -144,12 +144,15 @@ def test_a_list_too_long_to_be_ours_is_deleted(
     ledger: Ledger, broker: redis.Redis, sender: Both, sent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of stale messages is not worked through: the list goes, and its slices are sent again."""
-    monkeypatch.setattr(redis_keys, "LONGEST_LIST", 10)
+    monkeypatch.setattr(redis_keys, "MOST_STALE", 10)
     message = broker.lindex(QUEUE, 0)
     assert message
-    broker.lpush(QUEUE, *[message] * 20)
-    assert redis_keys.mend(broker, ["small"]) == 1
-    assert resend(ledger, broker, sender) == 2
+    broker.lpush(QUEUE, *[message] * 10)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert (counts["mended"], counts["slices"]) == (0, 0), "two of them are out"
+    broker.lpush(QUEUE, message)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert (counts["mended"], counts["slices"]) == (1, 2)
     assert broker.llen(QUEUE) == 2
 
 
