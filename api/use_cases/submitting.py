@@ -89,7 +89,7 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         name=request.name,
         priority=request.priority,
         key=request.key,
-        body_hash=digest,
+        body_hash=_asked(request, digest),
         deadline_s=seconds_to(request.deadline),
         needs=request.needs,
     )
@@ -152,6 +152,17 @@ def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, digest:
         with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
             loading.drop_loading(pool.db, batch_id)
         raise
+
+
+def _asked(request: Request, lines: str) -> str:
+    """What an idempotency key is used for: the lines, and all that was said of them but a name for people.
+
+    A span that is said again is the same deadline; so is a moment.
+    """
+    deadline = request.deadline
+    when = deadline.astimezone(UTC).isoformat() if isinstance(deadline, datetime) else float(deadline)
+    said = (lines, request.priority, sorted(set(request.needs)), when)
+    return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
 
 
 def _without_time(said: Said) -> Said:
