@@ -215,7 +215,7 @@ def _postgres(url: URL) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
-            connect_args=_POSTGRES | dict(url.query),
+            connect_args={name: value for name, value in _POSTGRES.items() if name not in url.query},
             pool_size=8,
             max_overflow=16,
             pool_pre_ping=True,  # a connection that a restart of the server broke is replaced before it is used

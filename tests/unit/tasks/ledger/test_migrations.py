@@ -271,6 +271,18 @@ def test_nobody_at_the_port() -> None:
     assert "refused" in words
 
 
+@pytest.mark.parametrize("hosts", ["host=127.0.0.1,127.0.0.1&port={0},{1}", "host=127.0.0.1:{0}&host=127.0.0.1:{1}"])
+def test_hosts_of_a_failover(postgres: Postgres, hosts: str) -> None:
+    """An address may name several servers, as SQLAlchemy writes them; the first that answers is taken."""
+    address = f"postgresql://offload@/postgres?{hosts.format(free_port(), postgres.port)}&connect_timeout=7"
+    with opened(address) as db, db.read() as c:
+        assert c.execute(text("SELECT 1")).scalar() == 1
+        driver: Any = c.connection.driver_connection
+        said = driver.info.get_parameters()
+    assert said["connect_timeout"] == "7", "what it says counts"
+    assert said["tcp_user_timeout"] == "15000", "all else is ours"
+
+
 def test_a_database_that_is_not_there(postgres: Postgres) -> None:
     """PostgreSQL's own words name it."""
     assert 'database "nowhere" does not exist' in told(postgres.url("nowhere"))
