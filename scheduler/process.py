@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import redis
@@ -19,6 +20,7 @@ from scheduler.redis_keys import mend
 from scheduler.service import Service
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError
+from tasks.ledger import sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.schema import open_ledger
 from tasks.queues import RUN_AUDIT, SCHEDULER_QUEUE, SWEEP
@@ -47,7 +49,7 @@ def run(settings: Settings, registry: Registry) -> None:
     )
     services = _services(app, db, broker, registry, settings.times)
     with contextlib.suppress(redis.RedisError):  # junk in beat's own queue would end it before its first sweep
-        mend(broker, registry.classes)
+        mend(broker, registry.classes, partial(sweeping.slices_out, db))
     beat = EmbeddedService(app, thread=True, scheduler_cls="celery.beat.Scheduler")
 
     def start_beat(**_: Any) -> None:

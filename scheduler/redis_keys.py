@@ -6,7 +6,7 @@ Messages are references, so anything that is no message of ours may go; slices t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import redis
 
@@ -14,15 +14,19 @@ from tasks.queues import SCHEDULER_QUEUE, class_queue
 
 #: kombu's own keys and their types
 KOMBU = {"unacked": b"hash", "unacked_index": b"zset", "unacked_mutex": b"string"}
-#: messages in a list beyond which it cannot be ours: nothing fills a window this large
-LONGEST_LIST = 1_000
+#: messages that a list may hold beyond its class's slices that are out: of slices sent twice, cancelled or taken back.
+#: They claim nothing, and a worker eats some 900 of them a second
+MOST_STALE = 1_000
 #: entries of `unacked` beyond which they cannot be ours: each worker has received a few messages ahead
 MOST_UNACKED = 5_000
 
 
-def mend(broker: redis.Redis, classes: Iterable[str]) -> int:
-    """Delete keys of wrong types, lists too long to be ours, and messages that are none; returns how many of all."""
-    lists = [SCHEDULER_QUEUE, *(class_queue(name) for name in classes)]
+def mend(broker: redis.Redis, classes: Iterable[str], out: Callable[[str], int]) -> int:
+    """Delete keys of wrong types, lists too long to be ours, and messages that are none; returns how many of all.
+
+    out: how many slices of a class are out; asked only about a long list, after its length was taken.
+    """
+    lists = {SCHEDULER_QUEUE: None} | {class_queue(name): name for name in classes}
     wanted = KOMBU | dict.fromkeys(lists, b"list")
     mended = 0
     for key, type_ in wanted.items():
@@ -30,11 +34,12 @@ def mend(broker: redis.Redis, classes: Iterable[str]) -> int:
             mended += int(broker.delete(key))
     if int(broker.hlen("unacked")) > MOST_UNACKED:
         mended += int(broker.delete("unacked", "unacked_index"))
-    return mended + sum(_mend_list(broker, name) for name in lists)
+    return mended + sum(_mend_list(broker, name, model_class, out) for name, model_class in lists.items())
 
 
-def _mend_list(broker: redis.Redis, name: str) -> int:
-    if int(broker.llen(name)) > LONGEST_LIST:
+def _mend_list(broker: redis.Redis, name: str, model_class: str | None, out: Callable[[str], int]) -> int:
+    length = int(broker.llen(name))
+    if length > MOST_STALE and length > MOST_STALE + (out(model_class) if model_class else 0):
         return int(broker.delete(name))
     junk = {raw for raw in broker.lrange(name, 0, -1) if not message_id(raw)}
     return sum(int(broker.lrem(name, 0, raw)) for raw in junk)  # type: ignore[arg-type, misc]  # bytes are fine

@@ -6,12 +6,15 @@ neither.  Any number of processes may run the same service at once.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import structlog
+
+from tasks.errors import OtherTables
 
 #: intervals without a run after which this process runs it by itself
 LATE = 2
@@ -31,12 +34,18 @@ class Service(threading.Thread):
         self._stop_asked = threading.Event()
 
     def run_now(self) -> None:
-        """Run it, unless it runs in this process already; whatever goes wrong, the next run looks again."""
+        """Run it, unless it runs in this process already; whatever goes wrong, the next run looks again.
+
+        Beside tables of another version the process ends: what it would write is not theirs.
+        """
         if not self._running.acquire(blocking=False):
             return
         try:
             if found := {name: n for name, n in self._run_once().items() if n and name != "sent"}:
                 log.info(self.name, **found)
+        except OtherTables as error:
+            log.critical(f"the {self.name} ends this process", error=str(error))
+            os._exit(os.EX_SOFTWARE)  # for its supervisor; what starts again says the same
         except Exception as error:
             log.error(f"the {self.name} failed", error=type(error).__name__)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import redis
@@ -18,6 +19,7 @@ from tasks.ledger import sweeping
 from tasks.ledger.control import cancel_dependents
 from tasks.ledger.database import Database
 from tasks.ledger.events import BROKER, alert
+from tasks.ledger.schema import check_still
 from tasks.ledger.ticks import TROUBLE, counted, tick
 from tasks.queues import SWEPT_KEY, class_queue
 from tasks.registry import Registry
@@ -32,7 +34,8 @@ AWAY = 3
 
 
 def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
-    """One sweep; the counts say what it found."""
+    """One sweep; the counts say what it found. Raises OtherTables where the ledger was upgraded meanwhile."""
+    check_still(db)
     frozen = sweeping.end_frozen(db)
     counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
     counts["frozen"] = frozen
@@ -60,7 +63,7 @@ def _look_after_broker(
     """Send what got lost and fill the windows; what is wrong with Redis, in words."""
     try:
         broker.set(SWEPT_KEY, "1", ex=60)  # a Redis that takes no writes is known before there is work for it
-        counts["mended"] = mend(broker, registry.classes)
+        counts["mended"] = mend(broker, registry.classes, partial(sweeping.slices_out, db))
         counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
         counts["sent"] = fill(db, sender, registry.reaches, times)
     except (BrokerDown, redis.RedisError) as error:

@@ -17,6 +17,7 @@ Pure, importing no server and no database:
     schemas       the bytes of a line become a job: read, checked, judged and routed
     auditing      the second opinion: who is asked, what, and what the answer says
     sampling      whom the audit draws, what share is right, when it has dropped
+    eta           when a batch will be over: an honest guess from numbers alone
     budget        what a call takes of its provider's limits
     turns         which class a provider serves next, and how many jobs are sent
 

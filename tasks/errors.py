@@ -4,10 +4,11 @@
     ├── UsageError                   2    bad input or configuration; the person can mend it
     │   ├── ConfigError              2    offload.yaml, an OFFLOAD_ variable
     │   ├── InputError               2    faults in job lines, all of them at once
-    │   └── Conflict                 2    the same idempotency key with another body
+    │   └── Conflict                 2    the same idempotency key for something else
     ├── NotFound                     5    no such batch
     ├── NotInTime                    4    --timeout passed; the work goes on
     ├── PoolError                    1    the pool itself: already running, no Redis server, …
+    │   ├── OtherTables              1    the ledger's tables are another version's
     │   ├── StaleWorker              1    this process no longer owns its name
     │   └── BrokerDown               1    Redis does not answer; the jobs wait in the ledger
     └── CallError                         how one call to a model server went wrong
@@ -47,7 +48,7 @@ class ConfigError(UsageError):
 
 
 class Conflict(UsageError):
-    """The same idempotency key was used for another body."""
+    """The same idempotency key was used for something else: other lines, or more urgent ones, say."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class NotInTime(OffloadError):
 
 class PoolError(OffloadError):
     """The pool cannot do this now."""
+
+
+class OtherTables(PoolError):
+    """The ledger's tables are another version's."""
 
 
 class StaleWorker(PoolError):

@@ -54,7 +54,7 @@ class Batch(SQLModel, table=True):
     retry_of: str | None = Field(default=None, foreign_key="batches.id", index=True)  #: whose lines these are again
     served_at: float = 0  #: when dispatch last took from it; fair turns
     idempotency_key: str | None = Field(default=None, unique=True)
-    body_hash: str | None = None  #: what the key was used for
+    body_hash: str | None = None  #: of what the key was used for: lines, priority, deadline, dependencies
     total: int = 0
     open: int = 0  #: jobs that are not terminal
     done: int = 0

@@ -131,7 +131,7 @@ def _report(error: Exception) -> int:
     return 1
 
 
-#: what the database says -> what a person can do
+#: what the database says -> what a person can do; the first that is said counts
 LEDGER_WORDS = {
     "is full": "the disk of the ledger, or of temporary files, is full, and nothing was submitted; free space",
     "is locked": "another process holds the ledger's lock for too long (is one stopped?); try again",
@@ -140,9 +140,12 @@ LEDGER_WORDS = {
     "malformed": "the ledger's file is damaged; restore it, or name another OFFLOAD_HOME",
     "disk I/O error": "the disk that holds the ledger fails; look at it, and try again",
     "connection timeout expired": "the ledger's PostgreSQL does not answer; see OFFLOAD_DATABASE_URL",
+    "too many clients": "the ledger's PostgreSQL has no connection left; try again, or raise max_connections",
+    "remaining connection slots": "the ledger's PostgreSQL has no connection left; try again, or raise max_connections",
     "connection failed": "the ledger's PostgreSQL cannot be reached; is it running? see OFFLOAD_DATABASE_URL",
     "connection is closed": "the connection to PostgreSQL broke; look with `offload batches`, and try again",
     "terminating connection": "PostgreSQL ended the connection; look with `offload batches`, and try again",
+    "closed the connection": "PostgreSQL closed the connection; look with `offload batches`, and try again",
     "No space left": "the disk of the ledger's PostgreSQL is full; free space and try again",
     "statement timeout": "the ledger's PostgreSQL took too long for one statement; is it overloaded? try again",
     "lock timeout": "another transaction holds rows of the ledger for too long; try again",
@@ -164,6 +167,9 @@ def _debugging() -> bool:
 
 
 def _name(error: Exception) -> str:
-    """A foreign error's class, and its own words only where they cannot hold a prompt."""
+    """A foreign error's class, and its own words only where they cannot hold a prompt: a database's first line."""
     cause = getattr(error, "orig", None) or error
-    return f"{type(error).__name__}" + (f" ({cause})" if isinstance(cause, OSError) or cause is not error else "")
+    if not isinstance(cause, OSError) and cause is error:
+        return type(error).__name__
+    said = str(cause).strip().split("\n")[0]  # DETAIL, CONTEXT and QUERY quote rows
+    return f"{type(error).__name__} ({said})"

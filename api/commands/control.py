@@ -9,6 +9,7 @@ from api.commands.output import print_json, say
 from api.commands.submit import PRIORITY, dispatch_now
 from api.use_cases import control
 from api.use_cases.pool import Pool
+from api.use_cases.submitting import When
 from tasks.ledger import reading
 from tasks.states import JobState
 
@@ -52,7 +53,7 @@ def resume(what: str, as_json: bool) -> None:
 @click.option("--deadline", type=Deadline(), metavar="WHEN", help="Jobs not done by then expire: 30m, 2h, 18:30 (24h).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def retry(
-    batch_id: str, failed: bool, cancelled: bool, priority: int | None, deadline: float | None, as_json: bool
+    batch_id: str, failed: bool, cancelled: bool, priority: int | None, deadline: When | None, as_json: bool
 ) -> None:
     """Submit the lines of batch ID that failed, expired or were cancelled again; print the new batch's id.
 

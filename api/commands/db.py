@@ -17,9 +17,9 @@ def db() -> None:
 @db.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def upgrade(as_json: bool) -> None:
-    """Bring the ledger's tables to this version, or make them; refused while workers run on older ones."""
+    """Bring the ledger's tables to this version, or make them; refused while workers or beat run on older ones."""
     settings = load_settings()
-    before, after = schema.upgrade(settings.ledger(), settings.times.worker_gone)
+    before, after = schema.upgrade(settings.ledger(), settings.times)
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:

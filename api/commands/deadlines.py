@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import click
 
 from api.commands.output import MOST_SECONDS
+from api.use_cases.submitting import When
 
 #: seconds
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SPAN = re.compile(r"(\d{1,10}(?:\.\d{1,6})?)\s*([smhd]?)", re.ASCII)
 
 
-def seconds_until(text: str, now: datetime) -> float | None:
-    """Seconds from `now`, which has a zone, to what the text says; None where it says no time.
+def understood(text: str, now: datetime) -> When | None:
+    """Seconds for a span, else the moment that the text says; None where it says no time.
 
-    A time of day is the next such one; what names no zone is of the zone of `now`.
+    A time of day is the next such one after `now`; what names no zone is local, by the offset of its own date.
     """
-    if span := _SPAN.fullmatch(text.strip()):
+    text = text.strip()
+    if span := _SPAN.fullmatch(text):
         return float(span[1]) * UNITS[span[2]]
     try:
-        at = datetime.combine(now.date(), time.fromisoformat(text.strip()))
-        at = at if at.tzinfo else at.replace(tzinfo=now.tzinfo)
-        at = at if at > now else at + timedelta(days=1)
+        return _next(time.fromisoformat(text), now)
     except ValueError:
-        try:
-            at = datetime.fromisoformat(text.strip())
-        except ValueError:
-            return None
-        at = at if at.tzinfo else at.replace(tzinfo=now.tzinfo)
-    return (at - now).total_seconds()
+        pass
+    try:
+        return _zoned(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):  # also years that no clock of a system reaches
+        return None
 
 
-class Deadline(click.ParamType[float]):
-    """Seconds from now."""
+def _next(clock: time, now: datetime) -> datetime:
+    today = now.astimezone(clock.tzinfo).date()
+    at = _zoned(datetime.combine(today, clock))
+    return at if at > now else _zoned(datetime.combine(today + timedelta(days=1), clock))
+
+
+def _zoned(at: datetime) -> datetime:
+    return at if at.tzinfo else at.astimezone()
+
+
+class Deadline(click.ParamType[When]):
+    """Seconds from the submit, or a moment."""
 
     name = "deadline"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> When:
+        if isinstance(value, float | datetime):
             return value
-        found = seconds_until(str(value), datetime.now().astimezone())
+        now = datetime.now(UTC)
+        found = understood(str(value), now)
         if found is None:
             self.fail("is no time: 90 (seconds), 30m, 2h, 1d, 18:30, or 2031-05-01T18:30", param, ctx)
-        if found < 0:
+        left_s = found if isinstance(found, float) else (found - now).total_seconds()
+        if left_s < 0:
             self.fail("is past", param, ctx)
-        if found > MOST_SECONDS:
+        if left_s > MOST_SECONDS:
             self.fail("is more than ten years away", param, ctx)
         return found

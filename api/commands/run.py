@@ -15,7 +15,7 @@ from api.commands.output import Seconds, say
 from api.commands.said import said_options
 from api.commands.submit import dispatch_now, going_on
 from api.use_cases.pool import Pool
-from api.use_cases.submitting import submit_line
+from api.use_cases.submitting import When, submit_line
 from tasks.errors import InputError, LineFault
 from tasks.ledger import reading
 from tasks.ledger.endings import NO_LOCAL_SERVER
@@ -52,7 +52,7 @@ def run(
     system: str | None,
     model: str | None,
     form: str,
-    deadline: float | None,
+    deadline: When | None,
     said: Said,
     timeout: float | None,
 ) -> None:
@@ -70,7 +70,7 @@ def run(
         name=f"run {category}",
         priority=RUN_PRIORITY,
         said=said,
-        deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,
+        deadline=DEFAULT_DEADLINE_S if deadline is None else deadline,
     )
     with going_on(batch_id):
         if reading.one_job(pool.db, batch_id).state not in TERMINAL:  # the policy may have refused it

@@ -15,7 +15,7 @@ from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
 from api.commands.said import said_options
 from api.use_cases.pool import Pool
-from api.use_cases.submitting import Request, Submitted, opened
+from api.use_cases.submitting import Request, Submitted, When, opened
 from api.use_cases.submitting import submit as submit_file
 from api.use_cases.watching import Progress, watch
 from tasks.errors import BrokerDown, LineFault, PoolError
@@ -49,7 +49,7 @@ def submit(
     name: str | None,
     key: str | None,
     priority: int,
-    deadline: float | None,
+    deadline: When | None,
     needs: tuple[str, ...],
     said: Said,
     skip_invalid: bool,
@@ -79,7 +79,7 @@ def submit(
         key=key,
         priority=priority,
         needs=needs,
-        deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline,
+        deadline=DEFAULT_DEADLINE_S if deadline is None else deadline,
         rejects=rejects.open if skip_invalid else None,
         on_fault=_say_fault,
         on_progress=_say_progress,

@@ -2,7 +2,9 @@
 
 pool         what a caller holds: settings, registry, ledger, publisher
 submitting   a file of job lines becomes a batch, or every fault is reported
-watching     progress, and why a job waits
+control      batches paused, resumed and retried; a node resumed
+watching     progress of a batch, and whether a pool is there to make any
+outlook      an open batch's place, its rate, when it will be over, and why its jobs wait
 explaining   what the policy says of a job, and a table of such cases
 nodes        what people want of a node, and waiting until it is so
 audits       what the second opinions say

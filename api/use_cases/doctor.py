@@ -22,8 +22,6 @@ from tasks.registry import CLOUD, ModelClass, Registry
 from tasks.settings import unknown_variables
 from workers.backends import Health, Probe, for_provider
 
-#: sweeps beat may be late before it counts as gone
-LATE_SWEEPS = 4
 #: words of the databases' errors and of ours, and what mends them
 LEDGER_FIXES = (
     ("older tables", "offload db upgrade"),
@@ -289,7 +287,7 @@ def _left_out(registry: Registry, live: list[Any]) -> Iterator[Finding]:
 
 def _beat(pool: Pool) -> Iterator[Finding]:
     ago = ticks.last_tick(pool.db, "sweep")
-    if ago is None or ago > LATE_SWEEPS * pool.settings.times.sweep:
+    if ago is None or ago > ticks.LATE_SWEEPS * pool.settings.times.sweep:
         detail = "has never ticked" if ago is None else f"last ticked {ago:.0f} s ago"
         yield Finding("beat", False, detail, "offload up, or: offload beat")
     else:

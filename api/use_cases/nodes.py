@@ -104,11 +104,6 @@ def want(pool: Pool, name: str, wanted: Wanted) -> Wish:
     return nodes.want(pool.db, name, wanted)
 
 
-def drain(pool: Pool, name: str) -> Wish:
-    """Let a node finish what runs and take nothing new, until `resume`; raises NotFound."""
-    return want(pool, name, Wanted.DRAINED)
-
-
 def resume(pool: Pool, name: str) -> Wish:
     """Let a node serve again; raises NotFound."""
     return want(pool, name, Wanted.SERVING)

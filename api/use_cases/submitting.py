@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.use_cases.pool import Pool
-from tasks.errors import InputError, LineFault, PoolError
+from tasks.errors import InputError, LineFault, PoolError, UsageError
 from tasks.ledger import reading
 from tasks.ledger import submit as loading
 from tasks.registry import Registry, nearest
@@ -31,6 +32,8 @@ from tasks.schemas import MAX_LINE_BYTES, NewJob, parse_line
 OnFault = Callable[[LineFault], None]
 #: is told how many lines a pass has read
 OnProgress = Callable[[str, int], None]
+#: a deadline: seconds from the submit, or a moment, which has a zone
+When = float | datetime
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Submitted:
 class Request:
     """What to submit. said: for lines that say nothing themselves. rejects: where bad lines go; None refuses them all.
 
-    deadline_s: seconds from now after which unfinished jobs expire. needs: batches whose end its jobs wait for.
+    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for.
     """
 
     said: Said = NOTHING
@@ -55,7 +58,7 @@ class Request:
     key: str | None = None
     priority: int = 0
     needs: Sequence[str] = ()
-    deadline_s: float = loading.DEFAULT_DEADLINE_S
+    deadline: When = loading.DEFAULT_DEADLINE_S
     rejects: Callable[[], BinaryIO] | None = None
     on_fault: OnFault = field(default=lambda fault: None)
     on_progress: OnProgress = field(default=lambda what, lines: None)
@@ -80,18 +83,18 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         raise InputError([LineFault(0, "", f"{bad}; nothing was submitted")])
     if not good:
         raise InputError([LineFault(0, "", "the input is empty; nothing was submitted")])
-    body_hash = first.digest()
+    digest = first.digest()
     batch_id, new = loading.begin(
         pool.db,
         name=request.name,
         priority=request.priority,
         key=request.key,
-        body_hash=body_hash,
-        deadline_s=request.deadline_s,
+        body_hash=_asked(request, digest),
+        deadline_s=seconds_to(request.deadline),
         needs=request.needs,
     )
     if new:
-        _load(pool, source, request, batch_id, body_hash)
+        _load(pool, source, request, batch_id, digest)
     return Submitted(batch_id, good, first.bad, new)
 
 
@@ -102,16 +105,26 @@ def submit_line(
     name: str | None,
     priority: int,
     said: Said = NOTHING,
-    deadline_s: float = loading.DEFAULT_DEADLINE_S,
+    deadline: When = loading.DEFAULT_DEADLINE_S,
 ) -> str:
     """Submit one job; raises InputError with its faults. Returns the batch's id."""
     job = parse_line(line, 1, pool.registry, said)
     if isinstance(job, list):
         raise InputError([LineFault(0, f.field, f.reason) for f in job])
-    batch_id, _ = loading.begin(pool.db, name=name, priority=priority, deadline_s=deadline_s)
+    batch_id, _ = loading.begin(pool.db, name=name, priority=priority, deadline_s=seconds_to(deadline))
     loading.add(pool.db, batch_id, [job], priority)
     loading.open_batch(pool.db, batch_id)
     return batch_id
+
+
+def seconds_to(deadline: When) -> float:
+    """Seconds from now to a deadline; raises UsageError where it has passed, while a pipe was read, say."""
+    if not isinstance(deadline, datetime):
+        return deadline
+    left_s = (deadline - datetime.now(UTC)).total_seconds()
+    if left_s < 0:
+        raise UsageError("the deadline has passed meanwhile; nothing was submitted")
+    return left_s
 
 
 def _check_category(registry: Registry, category: str) -> None:
@@ -127,18 +140,29 @@ def _check_category(registry: Registry, category: str) -> None:
         )
 
 
-def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, body_hash: str) -> None:
+def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, digest: str) -> None:
     quiet = Request(said=request.said, on_progress=request.on_progress)
     second = _Pass(pool.registry, quiet, source)
     try:
         loading.add(pool.db, batch_id, second.jobs("stored"), request.priority)
-        if second.digest() != body_hash:
+        if second.digest() != digest:
             raise PoolError("the file changed while it was read; nothing was submitted")
         loading.open_batch(pool.db, batch_id)
     except BaseException:  # Ctrl-C too: half a batch never stays
         with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
             loading.drop_loading(pool.db, batch_id)
         raise
+
+
+def _asked(request: Request, lines: str) -> str:
+    """What an idempotency key is used for: the lines, and all that was said of them but a name for people.
+
+    A span that is said again is the same deadline; so is a moment.
+    """
+    deadline = request.deadline
+    when = deadline.astimezone(UTC).isoformat() if isinstance(deadline, datetime) else float(deadline)
+    said = (lines, request.priority, sorted(set(request.needs)), when)
+    return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
 
 
 def _without_time(said: Said) -> Said:

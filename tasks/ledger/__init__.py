@@ -1,6 +1,7 @@
 """The ledger: the only truth about jobs.  Every state change of a job is here, and nowhere else.
 
     database   the engine, its two kinds of transaction, the database's clock
+    schema     opening a ledger, upgrading it; tables of another version are left as they are
     patience   a PostgreSQL that says nothing more is given up
     submit     a batch is loaded in commits of bounded size; the last one is the promise
     claims     dispatched → running under a new fence and a lease; renewing; what a worker says of itself
@@ -13,6 +14,7 @@
     retries    which batches are retries of which, and the newest state of a line
     sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
     reading    status and results
+    standing   what a batch waits for, what is before and beside it, and how fast its classes go
     nodes      what people want of nodes, and how far their workers are with it
     invariants what must always hold, as questions to the ledger; `mending` repairs what can be
     events     alerts, each said once in a while

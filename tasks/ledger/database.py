@@ -29,6 +29,8 @@ IN_LIST = 500
 TRIES = 6
 #: deadlock_detected, serialization_failure
 BROKEN_OFF = ("40P01", "40001")
+#: SQLSTATEs that begin so are about the transaction, not about what it writes
+TRANSACTION_CLASS = "25"
 #: advisory locks of the ledger; any numbers, the same in every process
 DISPATCH_LOCK, SCHEMA_LOCK = 0x0FF10AD1, 0x0FF10AD2
 
@@ -77,6 +79,22 @@ class Database:
             connection.begin(),
         ):
             yield connection
+
+    @contextmanager
+    def write_at_leisure(self) -> Iterator[Connection]:
+        """A transaction that writes and may take hours, such as a migration of large tables; none beside it should."""
+        with self.write() as connection:
+            if not self.is_postgres:
+                yield connection
+                return
+            for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+            driver: Any = connection.connection.driver_connection
+            driver.patient = True
+            try:
+                yield connection
+            finally:
+                driver.patient = False
 
     @contextmanager
     def _one_writer(self) -> Iterator[None]:
@@ -136,6 +154,15 @@ def is_broken_off(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in BROKEN_OFF
 
 
+def is_unable(error: Exception) -> bool:
+    """Whether the database could not write just now, whatever it was to write: it is away, busy, or a replica."""
+    if not isinstance(error, DBAPIError):
+        return False
+    # psycopg calls some of class 25, a read-only transaction and one that was idle for too long, internal errors
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, OperationalError) or error.connection_invalidated or state.startswith(TRANSACTION_CLASS)
+
+
 def locked(
     c: Connection, column: ColumnElement[int], *which: ColumnElement[bool] | TextClause, skip: bool = False
 ) -> list[int]:
@@ -191,7 +218,7 @@ def _postgres(url: URL) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
-            connect_args=_POSTGRES | dict(url.query),
+            connect_args={name: value for name, value in _POSTGRES.items() if name not in url.query},
             pool_size=8,
             max_overflow=16,
             pool_pre_ping=True,  # a connection that a restart of the server broke is replaced before it is used

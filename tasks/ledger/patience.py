@@ -20,6 +20,9 @@ PATIENCE_S = 35.0
 class PatientConnection(psycopg.Connection[Any]):
     """Raises OperationalError, and is closed, when an answer is overdue."""
 
+    #: whether it now waits as long as it takes, as the server then does
+    patient = False
+
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         """Wait for what an operation asks for."""
         return super().wait(self._limited(gen), *args, **kwargs)
@@ -32,7 +35,7 @@ class PatientConnection(psycopg.Connection[Any]):
                 ready = yield wanted
                 if ready != Ready.NONE:
                     heard_at = time.monotonic()
-                elif time.monotonic() - heard_at > PATIENCE_S:
+                elif not self.patient and time.monotonic() - heard_at > PATIENCE_S:
                     self.pgconn.finish()
                     raise psycopg.OperationalError("the connection is closed: the server did not answer in time")
                 wanted = gen.send(ready)

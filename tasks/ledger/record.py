@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
-from sqlalchemy.exc import OperationalError, StatementError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.ledger.claims import still_held
-from tasks.ledger.database import Database, parts
+from tasks.ledger.database import Database, is_unable, parts
 from tasks.ledger.endings import count_ended
 from tasks.registry import CLOUD
 from tasks.states import TERMINAL, JobState
@@ -90,19 +90,19 @@ def record(db: Database, outcomes: list[Outcome]) -> int:
     State, output, call row and the batch's counters are one commit. A stale outcome changes nothing but leaves
     its call row, marked. A group that keeps failing is written row by row, so that one bad row harms itself only;
     such a row ends failed with code `unrecordable`. What a connection that broke may have committed is looked up before
-    it is written again, in this call or a later one.
+    it is written again, in this call or a later one. Raises DBAPIError while the ledger can write nothing at all.
     """
     for attempt in range(GROUP_TRIES):
         try:
             stale = _record(db, outcomes)
             outcomes.clear()
             return stale
-        except OperationalError:
+        except UNWRITABLE as error:
+            if not is_unable(error):
+                break
             if attempt == GROUP_TRIES - 1:
                 raise
             time.sleep(0.05 * 2**attempt)
-        except UNWRITABLE:
-            break
     stale = 0
     while outcomes:
         stale += _record_alone(db, outcomes[0])
@@ -113,9 +113,9 @@ def record(db: Database, outcomes: list[Outcome]) -> int:
 def _record_alone(db: Database, outcome: Outcome) -> int:
     try:
         return _record(db, [outcome])
-    except OperationalError:
-        raise
     except UNWRITABLE as error:  # whichever of its fields it was: what is written instead has none of them
+        if is_unable(error):
+            raise
         reason = type(getattr(error, "orig", None) or error).__name__
         bare = Outcome(
             outcome.job_id,
@@ -132,7 +132,7 @@ def _record_alone(db: Database, outcome: Outcome) -> int:
 def _record(db: Database, outcomes: Sequence[Outcome]) -> int:
     try:
         return _write(db, sorted(outcomes, key=lambda o: o.job_id))
-    except OperationalError as error:
+    except DBAPIError as error:
         for o in outcomes:
             o.unsure |= error.connection_invalidated
         raise

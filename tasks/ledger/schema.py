@@ -15,8 +15,10 @@ from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
-from tasks.errors import PoolError
+from tasks.errors import OtherTables, PoolError
 from tasks.ledger.database import SCHEMA_LOCK, Database, insert_new
+from tasks.ledger.ticks import LATE_SWEEPS, last_tick
+from tasks.settings import Times
 from tasks.tables import PoolFacts, Worker
 
 #: the newest of migrations/versions; grows with every change of the tables
@@ -52,21 +54,28 @@ def open_ledger(at: str | Path) -> Database:
 
 
 def check(made_by: str, where: str) -> None:
-    """Raise PoolError unless the tables are those of this version."""
+    """Raise OtherTables unless the tables are those of this version."""
     _check_known(made_by, where)
     if made_by < REVISION:
-        raise PoolError(f"the ledger {where} has older tables ({made_by}, here {REVISION}): run `offload db upgrade`")
+        raise OtherTables(f"the ledger {where} has older tables ({made_by}, here {REVISION}): run `offload db upgrade`")
 
 
 def _check_known(made_by: str, where: str) -> None:
-    """Raise PoolError for tables that this version can neither use nor upgrade."""
+    """Raise OtherTables for tables that this version can neither use nor upgrade."""
     if made_by == UNRELEASED or not re.fullmatch(r"\d{4}", made_by):
-        raise PoolError(f"{where} holds tables that no release of Offload made: give the ledger another place")
+        raise OtherTables(f"{where} holds tables that no release of Offload made: give the ledger another place")
     if made_by > REVISION:
-        raise PoolError(
+        raise OtherTables(
             f"the ledger {where} has newer tables ({made_by}, here {REVISION}): this Offload is older than the pool's; "
             "update it on this machine"
         )
+
+
+def check_still(database: Database) -> None:
+    """Raise OtherTables where the tables of an open ledger were upgraded meanwhile."""
+    made_by = revision(database)
+    if made_by is not None:
+        check(made_by, database.where)
 
 
 def revision(database: Database) -> str | None:
@@ -83,10 +92,10 @@ def revision_in(c: Connection) -> str | None:
     return UNRELEASED if there.has_table("jobs") else None
 
 
-def upgrade(at: str | Path, worker_gone_s: float) -> tuple[str | None, str]:
+def upgrade(at: str | Path, times: Times) -> tuple[str | None, str]:
     """Bring a ledger's tables to this version; (revision before, revision after).
 
-    Raises PoolError while workers that have been seen within `worker_gone_s` seconds run on the old tables.
+    Raises PoolError while workers or beat, which were seen a moment ago, run on the old tables.
     """
     database = Database(at)
     try:
@@ -96,7 +105,8 @@ def upgrade(at: str | Path, worker_gone_s: float) -> tuple[str | None, str]:
             _create(database)
         else:
             _check_known(before, database.where)
-            _refuse_beside_workers(database, worker_gone_s, before)
+            if before != REVISION:
+                _refuse_beside_roles(database, times)
             _migrate(database)
     except (DBAPIError, OSError) as error:
         raise PoolError(f"the ledger {database.where} cannot be upgraded: {_reason(error)}") from None
@@ -105,26 +115,27 @@ def upgrade(at: str | Path, worker_gone_s: float) -> tuple[str | None, str]:
     return before, REVISION
 
 
-def _refuse_beside_workers(database: Database, worker_gone_s: float, before: str) -> None:
-    if before == REVISION:
-        return
+def _refuse_beside_roles(database: Database, times: Times) -> None:
     with database.read() as c:
-        query = select(workers.c.name).where(workers.c.last_seen > database.now(c) - worker_gone_s)
+        query = select(workers.c.name).where(workers.c.last_seen > database.now(c) - times.worker_gone)
         live = sorted(c.execute(query).scalars())
+    swept, gone_s = last_tick(database, "sweep"), LATE_SWEEPS * times.sweep
+    if swept is not None and swept < gone_s:
+        live.append(f"beat (seen until {gone_s:g} s after its end)")  # it has no row to take with it
     if live:
-        raise PoolError(f"workers run on the ledger as it is: {', '.join(live)}; stop them, then upgrade")
+        raise PoolError(f"what runs on the ledger as it is: {', '.join(live)}; stop it, then upgrade")
 
 
-def _migrate(database: Database) -> None:
+def _migrate(database: Database, to: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
 
-    with database.write() as c:
+    with database.write_at_leisure() as c:
         database.alone(c, SCHEMA_LOCK)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
         config.attributes["connection"] = c
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
 
 
 def _make_file(database: Database) -> None:

@@ -57,9 +57,10 @@ def begin(
     """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
 
     deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` for the pool's own. needs: batches
-    whose end its jobs wait for. retry_of: the batch whose lines these are again. Raises Conflict when the key was used
-    for another body, NotFound for a needed batch that is not there, UsageError for one that was cancelled,
-    BeingRetried while another retry of the same lines is loading. A load that its process gave up is replaced.
+    whose end its jobs wait for. retry_of: the batch whose lines these are again. body_hash: of all that the key is used
+    for. Raises Conflict when it was used for something else, NotFound for a needed batch that is not there, UsageError
+    for one that was cancelled, BeingRetried while another retry of the same lines is loading. A load that its process
+    gave up is replaced.
     """
     while True:
         batch_id = new_batch_id()
@@ -70,6 +71,8 @@ def begin(
             _surely(db, write, exists().where(batches.c.id == batch_id))
             return batch_id, True
         except IntegrityError:
+            if key is None:  # then it was no key that was there
+                raise
             known = _known(db, key, body_hash)
             if known is not None:
                 return known, False
@@ -134,7 +137,7 @@ def _is_there(db: Database, written: ColumnElement[bool], until: float) -> bool:
 LOADING_SILENT_S = 15.0
 
 
-def _known(db: Database, key: str | None, body_hash: str | None) -> str | None:
+def _known(db: Database, key: str, body_hash: str | None) -> str | None:
     """The batch a key belongs to; None when its load was given up and is now out of the way."""
     while True:
         with db.read() as c:
@@ -143,7 +146,10 @@ def _known(db: Database, key: str | None, body_hash: str | None) -> str | None:
         if row is None:
             return None
         if row.body_hash != body_hash:
-            raise Conflict(f"the idempotency key was used for another body, in batch {row.id}; use a new key")
+            raise Conflict(
+                "the idempotency key was used for another body, or another priority, deadline or dependency, "
+                f"in batch {row.id}; use a new key"
+            )
         if row.state != BatchState.LOADING:
             return str(row.id)
         if now - row.touched_at > LOADING_SILENT_S:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, select, text, update
 from sqlalchemy.engine import Row
 
 from tasks.ledger import submit
@@ -157,6 +157,12 @@ def unclaimed_slices(db: Database, older_than_s: float) -> list[Row[Any]]:
         return list(c.execute(query).all())
 
 
+def slices_out(db: Database, model_class: str) -> int:
+    """How many slices of a class are sent and not claimed."""
+    with db.read() as c:
+        return int(c.execute(select(func.count()).where(slices.c.model_class == model_class)).scalar_one())
+
+
 @retried
 def touch_slices(db: Database, ids: Sequence[str]) -> None:
     """The slices were sent again just now."""
@@ -195,31 +201,39 @@ def escalate_class(db: Database, model_class: str, categories: Sequence[str]) ->
 
 
 def _escalate_batch(db: Database, batch_id: str, model_class: str, categories: Sequence[str]) -> int:
-    why = f"nobody served class {model_class} any more"
-    some = (
-        select(jobs.c.id)
-        .where(
-            jobs.c.batch_id == batch_id,
-            jobs.c.model_class == model_class,
-            jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
-            jobs.c.tier == Tier.CLOUD_OK,
-            jobs.c.category.in_(categories),
-        )
-        .order_by(jobs.c.id)
-        .limit(CHUNK)
-        .with_for_update(skip_locked=True)  # the next sweep finds the others
+    leaving = (
+        jobs.c.batch_id == batch_id,
+        jobs.c.model_class == model_class,
+        jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
+        jobs.c.tier == Tier.CLOUD_OK,
+        jobs.c.category.in_(categories),
     )
     total = 0
-    while True:
-        with db.write() as c:
-            ids = list(c.execute(some).scalars())
-            for part in parts(ids):
-                mine = jobs.c.id.in_(part)
-                sent = (mine, jobs.c.state == JobState.DISPATCHED)
-                c.execute(update(jobs).where(*sent).values(state=JobState.QUEUED, slice_id=None))
-                total += escalate(c, mine, why)
-        if len(ids) < CHUNK:
-            return total
+    while found := _some(db, leaving):
+        sent = _escalate_some(db, found, leaving, f"nobody served class {model_class} any more")
+        total += sent
+        if not sent:  # others hold them all: the next sweep finds them
+            break
+    return total
+
+
+def _some(db: Database, which: Sequence[ColumnElement[bool]]) -> list[int]:
+    """Up to CHUNK of these jobs, looked for without holding up who writes."""
+    with db.read() as c:
+        return list(c.execute(select(jobs.c.id).where(*which).order_by(jobs.c.id).limit(CHUNK)).scalars())
+
+
+@retried
+def _escalate_some(db: Database, ids: list[int], leaving: Sequence[ColumnElement[bool]], why: str) -> int:
+    """Send those of the jobs on that may still leave and that nobody holds; the count of jobs."""
+    total = 0
+    with db.write() as c:
+        for some in parts(ids):
+            mine = jobs.c.id.in_(locked(c, jobs.c.id, jobs.c.id.in_(some), *leaving, skip=True))
+            sent = (mine, jobs.c.state == JobState.DISPATCHED)
+            c.execute(update(jobs).where(*sent).values(state=JobState.QUEUED, slice_id=None))
+            total += escalate(c, mine, why)
+    return total
 
 
 def drop_abandoned_loads(db: Database, silent_s: float) -> int:

@@ -9,6 +9,8 @@ from sqlalchemy import select, update
 from tasks.ledger.database import Database, insert_new, retried
 from tasks.tables import Tick
 
+#: intervals without a sweep after which beat counts as gone
+LATE_SWEEPS = 4
 #: among the counts of a sweep: what is wrong with Redis
 TROUBLE = "trouble"
 

@@ -148,7 +148,7 @@ def _jobs() -> Iterator[tuple[dict[str, Any], Tier]]:
 @pytest.fixture(scope="module")
 def results(pool: TestPool) -> dict[str, dict[str, Any]]:
     """What became of all of them, once every audit is answered as well."""
-    batch = pool.submit([job for job, _ in _jobs()], deadline_s=DEADLINE_S)
+    batch = pool.submit([job for job, _ in _jobs()], deadline=DEADLINE_S)
     found = {r["id"]: r for r in pool.finished(batch, 60)}
     eventually(lambda: set(audits.counted(pool.db)) <= {"agree", "disagree", "unsure", "person"}, "all is audited", 60)
     return found
@@ -217,7 +217,7 @@ def test_a_name_that_leads_out_of_reach_leads_nowhere(tmp_path: Path) -> None:
     with running(tmp_path, config) as pool:
         pool.start("beat")
         pool.start("worker", "--provider", "near", "--node", "here")
-        batch = pool.submit([{"category": "summarize", "prompt": "canary"}], deadline_s=3)
+        batch = pool.submit([{"category": "summarize", "prompt": "canary"}], deadline=3.0)
         assert pool.finished(batch)[0]["state"] == "expired"
         assert "beyond the reach" in pool.cli("doctor").text
     assert tap.connections == 0

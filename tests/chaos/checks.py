@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import text
 
 from tasks.ledger.database import Database
-from tasks.states import LIVE, MOVES, TERMINAL, JobState
+from tasks.states import LIVE, MOVES, TERMINAL
 from tests.chaos.client import Client, Submission
 
 #: attempts that any category here allows
@@ -239,8 +239,3 @@ def _uncertain(client: Client) -> Iterator[Wrong]:
 def answers(submission: Submission, results: list[dict[str, Any]]) -> Counter[str]:
     """How many lines of a batch ended in each state."""
     return Counter(line["state"] for line in results)
-
-
-def in_state(results: list[dict[str, Any]], state: JobState) -> list[dict[str, Any]]:
-    """The result lines in one state."""
-    return [line for line in results if line["state"] == state]

@@ -134,7 +134,7 @@ def test_leases_and_deadlines_need_no_redis(on_sqlite: TestPool, simulator: Back
     on_sqlite.redis.kill()
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(Exception, match="Redis does not answer"):
-        on_sqlite.submit(jobs(3), name="late", deadline_s=1.0)
+        on_sqlite.submit(jobs(3), name="late", deadline=1.0)
     late = reading.recent_batches(on_sqlite.db, 1)[0].id
     eventually(lambda: on_sqlite.batch(late).expired == 3, "its deadline passes")
     eventually(lambda: states(on_sqlite, batch) == {"queued": 4}, "the leases are taken back")

@@ -47,6 +47,16 @@ _POSTGRES = (
 )
 
 
+@contextmanager
+def opened(place: str) -> Iterator[Database]:
+    """The ledger, whatever its tables are."""
+    db = Database(place)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
 class ClockedDatabase(Database):
     """A watched ledger whose clock stands still until it is told otherwise.
 

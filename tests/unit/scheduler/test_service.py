@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 
 from scheduler import service
 from scheduler.service import LATE, Service
+from tasks.errors import OtherTables
 from tests.support.waiting import eventually
 
 EVERY_S = 0.1
@@ -22,14 +24,14 @@ class Runs:
     def __init__(self) -> None:
         self.at: list[float] = []
         self.blocked: threading.Event | None = None
-        self.fails = False
+        self.fails: Exception | None = None
 
     def __call__(self) -> Counter[str]:
         self.at.append(time.monotonic())
         if self.blocked is not None:
             self.blocked.wait(10)
         if self.fails:
-            raise ValueError("no")
+            raise self.fails
         return Counter()
 
 
@@ -73,6 +75,17 @@ def test_what_goes_wrong_once_does_not_end_it(running: Service, runs: Runs, monk
     """A ledger that is away, or a fault of ours: it is said, without its words, and the next run comes."""
     said: list[str] = []
     monkeypatch.setattr(service.log, "error", lambda what, error: said.append(error))
-    runs.fails = True
+    runs.fails = ValueError("no")
     eventually(lambda: len(said) >= 2, "it runs again", 10)
     assert set(said) == {"ValueError"}
+
+
+def test_beside_newer_tables_its_process_ends(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says why, and its supervisor starts what says the same; nothing sweeps tables that it does not know."""
+    said: list[str] = []
+    codes: list[int] = []
+    monkeypatch.setattr(service.log, "critical", lambda what, error: said.append(error))
+    monkeypatch.setattr(os, "_exit", codes.append)
+    runs.fails = OtherTables("the ledger has newer tables")
+    Service("sweep", runs, 10.0).run_now()
+    assert (said, codes) == (["the ledger has newer tables"], [os.EX_SOFTWARE])

@@ -12,8 +12,8 @@ import redis
 from scheduler import redis_keys, sweep
 from tasks.app import Publisher, make_app
 from tasks.config import parse
-from tasks.errors import BrokerDown
-from tasks.ledger import endings, ticks
+from tasks.errors import BrokerDown, OtherTables
+from tasks.ledger import endings, schema, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
 from tasks.tables import Event
@@ -144,12 +144,15 @@ def test_a_list_too_long_to_be_ours_is_deleted(
     ledger: Ledger, broker: redis.Redis, sender: Both, sent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of stale messages is not worked through: the list goes, and its slices are sent again."""
-    monkeypatch.setattr(redis_keys, "LONGEST_LIST", 10)
+    monkeypatch.setattr(redis_keys, "MOST_STALE", 10)
     message = broker.lindex(QUEUE, 0)
     assert message
-    broker.lpush(QUEUE, *[message] * 20)
-    assert redis_keys.mend(broker, ["small"]) == 1
-    assert resend(ledger, broker, sender) == 2
+    broker.lpush(QUEUE, *[message] * 10)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert (counts["mended"], counts["slices"]) == (0, 0), "two of them are out"
+    broker.lpush(QUEUE, message)
+    counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert (counts["mended"], counts["slices"]) == (1, 2)
     assert broker.llen(QUEUE) == 2
 
 
@@ -178,6 +181,19 @@ def test_one_sweep_does_everything(ledger: Ledger, broker: redis.Redis, sender: 
     counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert {name: n for name, n in counts.items() if n} == {"workers": 1, "held_off": 1}
     assert job.fence == 1
+
+
+def test_newer_tables_are_not_swept(
+    ledger: Ledger, broker: redis.Redis, sender: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beat that goes on while the ledger is upgraded writes nothing more, not even that it ran."""
+    batch_id, _, _ = ledger.running(2)
+    ledger.wait(TIMES.lease)
+    monkeypatch.setattr(schema, "REVISION", "0001")  # this program is older than the tables by now
+    with pytest.raises(OtherTables, match="newer tables"):
+        sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
+    assert ledger.states(batch_id) == {"running": 2}
+    assert ticks.last_tick(ledger.db, "sweep") is None
 
 
 def test_leases_that_ended_while_nobody_swept_have_a_sweeps_time(

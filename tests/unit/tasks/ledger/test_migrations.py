@@ -21,12 +21,15 @@ from sqlmodel import SQLModel
 
 from api.embedded.redis_server import free_port
 from tasks.errors import ConfigError, OffloadError, PoolError
-from tasks.ledger import claims, schema
+from tasks.ledger import claims, schema, ticks
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database
+from tasks.settings import Times
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
+from tests.unit.databases import opened
 
+TIMES = Times()
 ME = Identity("node", "gpu", "run", 1)
 #: opens every ledger named, when it is told to
 OPENS = """
@@ -37,27 +40,6 @@ input()
 for place in sys.argv[1:]:
     open_ledger(place).close()
 """
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The address of a ledger that is not there yet."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'ledger.db'}"
-        return
-    server: Postgres = request.getfixturevalue("postgres")
-    yield server.create("place")
-    server.drop("place")
-
-
-@contextmanager
-def opened(place: str) -> Iterator[Database]:
-    """The ledger, whatever its tables are."""
-    db = Database(place)
-    try:
-        yield db
-    finally:
-        db.close()
 
 
 def mark(place: str, revision: str) -> None:
@@ -146,15 +128,25 @@ def test_an_older_ledger_asks_for_its_upgrade(later: str) -> None:
         schema.open_ledger(later)
 
 
+def test_no_upgrade_beside_beat(later: str) -> None:
+    """Its sweeps would go on over new tables; one that has been silent for a while is gone."""
+    with opened(later) as db:
+        claims.leave(db, ME)
+        ticks.tick(db, "sweep", {})
+    with refused(later, r"as it is: beat \(seen until 20 s after its end\); stop it, then upgrade"):
+        schema.upgrade(later, TIMES)
+    assert schema.upgrade(later, TIMES.divided(1e6))[1] == schema.REVISION
+
+
 def test_no_upgrade_beside_workers(later: str) -> None:
     """They would write as the old tables are; the upgrade names them."""
-    with refused(later, "node/gpu; stop them, then upgrade"):
-        schema.upgrade(later, 45)
+    with refused(later, r"runs on the ledger as it is: node/gpu; stop it, then upgrade"):
+        schema.upgrade(later, TIMES)
 
 
 NEWCOMERS: dict[str, Callable[[str], object]] = {
     "open": schema.open_ledger,
-    "upgrade": lambda place: schema.upgrade(place, 45),
+    "upgrade": lambda place: schema.upgrade(place, TIMES),
 }
 
 
@@ -204,9 +196,9 @@ def test_another_programs_migrations_are_left_alone(place: str, come: Callable[[
 
 def test_upgrading_makes_a_ledger_and_leaves_one_of_today(place: str) -> None:
     """Where there is nothing the tables are made; the second time nothing is to be done."""
-    assert schema.upgrade(place, 45) == (None, schema.REVISION)
+    assert schema.upgrade(place, TIMES) == (None, schema.REVISION)
     made = rows(place)
-    assert schema.upgrade(place, 45) == (schema.REVISION, schema.REVISION)
+    assert schema.upgrade(place, TIMES) == (schema.REVISION, schema.REVISION)
     assert rows(place) == made
 
 
@@ -277,6 +269,18 @@ def test_nobody_at_the_port() -> None:
     words = told(f"postgresql://user:secret@127.0.0.1:{port}/ledger?password=secret&connect_timeout=2")
     assert f"postgresql://user:***@127.0.0.1:{port}/ledger cannot be opened" in words
     assert "refused" in words
+
+
+@pytest.mark.parametrize("hosts", ["host=127.0.0.1,127.0.0.1&port={0},{1}", "host=127.0.0.1:{0}&host=127.0.0.1:{1}"])
+def test_hosts_of_a_failover(postgres: Postgres, hosts: str) -> None:
+    """An address may name several servers, as SQLAlchemy writes them; the first that answers is taken."""
+    address = f"postgresql://offload@/postgres?{hosts.format(free_port(), postgres.port)}&connect_timeout=7"
+    with opened(address) as db, db.read() as c:
+        assert c.execute(text("SELECT 1")).scalar() == 1
+        driver: Any = c.connection.driver_connection
+        said = driver.info.get_parameters()
+    assert said["connect_timeout"] == "7", "what it says counts"
+    assert said["tcp_user_timeout"] == "15000", "all else is ours"
 
 
 def test_a_database_that_is_not_there(postgres: Postgres) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tasks.ledger import endings, record, sweeping
 from tasks.ledger.claims import Claimed
 from tasks.ledger.record import Outcome
 from tasks.states import ANSWERED, TERMINAL, JobState
 from tasks.tables import AT_ONCE, Output
+from tests.support.waiting import eventually
+from tests.unit.databases import ClockedDatabase
 from tests.unit.ledgers import TIMES, Ledger, call_row, outcome
 
 
@@ -230,6 +233,52 @@ def test_a_ledger_that_stays_locked_is_an_error(ledger: Ledger, monkeypatch: pyt
         ledger.record(*[outcome(h) for h in held])
     event.remove(ledger.db.engine, "begin", fail)
     assert ledger.states(batch_id) == {"running": 2}
+
+
+def _read_only(connection: Connection) -> None:
+    connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+
+def _idle_too_long(connection: Connection) -> None:
+    pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 1")
+    there = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    with psycopg.connect(connection.engine.url.set(drivername="postgresql").render_as_string(False)) as other:
+        eventually(lambda: other.execute(there, (pid,)).fetchone() == (0,), "PostgreSQL ends the transaction")
+
+
+#: what becomes of a transaction -> what psycopg says, and whether a commit may have been under way
+UNABLE: dict[str, tuple[Callable[[Connection], None], type[psycopg.Error], bool]] = {
+    "a replica": (_read_only, psycopg.errors.ReadOnlySqlTransaction, False),
+    "a standstill": (_idle_too_long, psycopg.errors.IdleInTransactionSessionTimeout, True),
+}
+
+
+@pytest.mark.parametrize(("trouble", "said", "unsure"), UNABLE.values(), ids=UNABLE)
+def test_a_ledger_that_can_write_nothing_is_no_fault_of_the_result(
+    postgres_db: ClockedDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[Connection], None],
+    said: type[psycopg.Error],
+    unsure: bool,
+) -> None:
+    """During a failover psycopg names internal errors: they are tried again and raised, and the results stay."""
+    monkeypatch.setattr("tasks.ledger.record.time.sleep", lambda _: None)
+    ledger = Ledger(postgres_db)
+    batch_id, _, held = ledger.running(2)
+    group = [outcome(h) for h in held]
+    seen: list[BaseException] = []
+    event.listen(ledger.db.engine, "begin", trouble)
+    event.listen(ledger.db.engine, "handle_error", lambda context: seen.append(context.original_exception))
+    with pytest.raises(DBAPIError):
+        record.record(ledger.db, group)
+    event.remove(ledger.db.engine, "begin", trouble)
+    assert [type(error) for error in seen] == [said] * record.GROUP_TRIES
+    assert [o.unsure for o in group] == [unsure] * 2
+    assert ledger.states(batch_id) == {"running": 2}
+    assert record.record(ledger.db, group) == 0
+    assert ledger.states(batch_id) == {"done": 2}
+    ledger.check()
 
 
 def test_no_refusal_shows_what_was_answered(ledger: Ledger) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 
 from tasks.errors import Conflict, PoolError
 from tasks.ledger import submit
@@ -96,6 +97,13 @@ def test_the_same_key_with_another_body_is_a_conflict(ledger: Ledger) -> None:
 def test_batches_without_a_key_are_never_the_same(ledger: Ledger) -> None:
     """Only a key makes two submits one."""
     assert ledger.submit(1, body_hash="h") != ledger.submit(1, body_hash="h")
+
+
+def test_a_batch_without_a_key_that_cannot_begin_is_no_other_one(ledger: Ledger) -> None:
+    """What the database refuses is told; it is not taken for a batch that has no key either."""
+    ledger.submit(1)
+    with pytest.raises(IntegrityError):
+        submit.begin(ledger.db, name=None, priority=None)  # type: ignore[arg-type]
 
 
 def test_an_abandoned_load_is_replaced(ledger: Ledger) -> None:

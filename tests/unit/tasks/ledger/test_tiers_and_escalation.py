@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import psycopg
 import pytest
+from sqlalchemy import ColumnElement, Connection, event, text
+from sqlalchemy.exc import DBAPIError
 
 from scheduler import dead_classes
 from tasks.config import parse
 from tasks.ledger import nodes, sweeping
+from tasks.ledger.database import Database
 from tasks.ledger.endings import NO_LOCAL_SERVER
 from tasks.privacy import Reach, Tier
 from tasks.routing import Route
@@ -112,6 +118,54 @@ def test_a_dead_class_goes_on_where_it_may(ledger: Ledger) -> None:
     assert {(j.model_class, j.state) for j in ledger.jobs(goes)} == {("cloud", "queued")}
     assert {j.model_class for j in ledger.jobs(stays)} == {"small"}
     assert sweeping.escalate_class(ledger.db, "small", ["code"]) == 0
+
+
+def _writes(ledger: Ledger, fails: int = 0) -> list[int]:
+    """Grows with every transaction that writes; PostgreSQL breaks the first ones off for another's sake."""
+    begun: list[int] = []
+
+    def begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if not (options.get("offload_read") or options.get("postgresql_readonly")):
+            begun.append(1)
+            if len(begun) <= fails:
+                raise DBAPIError("SELECT", None, psycopg.errors.SerializationFailure())
+
+    event.listen(ledger.db.engine, "begin", begin)
+    return begun
+
+
+def test_where_nothing_may_leave_nothing_is_held_up(ledger: Ledger) -> None:
+    """A dead class full of work that stays is looked at by reading, at every sweep."""
+    ledger.submit(3, job={"route": Route("small", Tier.LAN_OK)})
+    writes = _writes(ledger)
+    assert sweeping.escalate_class(ledger.db, "small", ["summarize"]) == 0
+    assert not writes
+
+
+def test_an_escalation_that_was_broken_off_is_tried_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its transactions by itself; those that are done stay."""
+    monkeypatch.setattr(sweeping, "CHUNK", 2)
+    ledger.submit(3, job={"route": Route("small", Tier.CLOUD_OK)})
+    writes = _writes(ledger, fails=2)
+    assert sweeping.escalate_class(ledger.db, "small", ["summarize"]) == 3
+    assert len(writes) == 2 + 2
+
+
+def test_what_was_tightened_since_it_was_looked_for_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tier that counts is the one at the moment of the write."""
+    batch = ledger.submit(2, job={"route": Route("small", Tier.CLOUD_OK)})
+    look = sweeping._some
+
+    def tightened(db: Database, which: Sequence[ColumnElement[bool]]) -> list[int]:
+        found = look(db, which)
+        with db.write() as c:
+            c.execute(text("UPDATE jobs SET tier = 'local_only' WHERE line = 1"))
+        return found
+
+    monkeypatch.setattr(sweeping, "_some", tightened)
+    assert sweeping.escalate_class(ledger.db, "small", ["summarize"]) == 1
+    assert [j.model_class for j in ledger.jobs(batch)] == ["small", "cloud"]
 
 
 def test_a_class_is_dead_only_after_a_watched_minute(ledger: Ledger) -> None:
