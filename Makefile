@@ -14,10 +14,13 @@ setup: .venv/.ready  ## .venv with the `offload` command in it
 demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 	@sh ops/demo.sh
 
+# a suite starts hundreds of Python processes: none compiles again what one has compiled, whatever the environment says
+test acceptance: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup  ## the quick suite: unit, contract, integration
 	@$(PY) -m pytest -q -n 2 --dist loadfile tests/integration tests/contract tests/unit  # the long files first
 
-acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches
+acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches, many lives of jobs
 	@$(PY) -m pytest -q tests/acceptance
 
 lint: setup  ## ruff, mypy, import-linter
