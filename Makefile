@@ -17,8 +17,9 @@ demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 # a suite starts hundreds of Python processes: none compiles again what one has compiled, whatever the environment says
 test acceptance: export PYTHONDONTWRITEBYTECODE :=
 
+# files with the longest tests first, in this order: else those with few tests come last, and one core waits for the other
 test: setup  ## the quick suite: unit, contract, integration
-	@$(PY) -m pytest -q -n 2 --dist loadfile tests/integration tests/contract tests/unit  # the long files first
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/contract tests/unit
 
 acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches, many lives of jobs
 	@$(PY) -m pytest -q tests/acceptance
