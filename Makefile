@@ -14,10 +14,14 @@ setup: .venv/.ready  ## .venv with the `offload` command in it
 demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 	@sh ops/demo.sh
 
-test: setup  ## the quick suite: unit, contract, integration
-	@$(PY) -m pytest -q -n 2 --dist loadfile tests/integration tests/contract tests/unit  # the long files first
+# a suite starts hundreds of Python processes: none compiles again what one has compiled, whatever the environment says
+test acceptance: export PYTHONDONTWRITEBYTECODE :=
 
-acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches
+# files with the longest tests first, in this order: else those with few tests come last, and one core waits for the other
+test: setup  ## the quick suite: unit, contract, integration
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/contract tests/unit
+
+acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches, many lives of jobs
 	@$(PY) -m pytest -q tests/acceptance
 
 lint: setup  ## ruff, mypy, import-linter

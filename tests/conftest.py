@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.postgres import Postgres
 
+pytest.register_assert_rewrite("tests.unit.lives")  # a life that fails says with what
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
