@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, exists, null, select, update
+from sqlalchemy import Connection, Float, case, cast, delete, exists, null, select, update
 from sqlalchemy.engine import Row
 
 from tasks.errors import StaleWorker
@@ -105,6 +105,7 @@ def claim(
     """
     with db.write(durable=False) as c:
         now = db.now(c)
+        not_yet = cast(null(), Float)  # PostgreSQL takes a case of nulls alone for text
         ids = locked(c, jobs.c.id, jobs.c.slice_id == slice_id, jobs.c.state == JobState.DISPATCHED, skip=True)
         taken = c.execute(
             update(jobs)
@@ -116,9 +117,9 @@ def claim(
                 worker=me.name,
                 run_id=me.run_id,
                 started_at=case(
-                    (jobs.c.crashes >= ALONE_CRASHES, null()),
-                    (jobs.c.taken_back_at.is_not(None), now if started or taken_back_started else null()),
-                    else_=now if started else null(),
+                    (jobs.c.crashes >= ALONE_CRASHES, not_yet),
+                    (jobs.c.taken_back_at.is_not(None), now if started or taken_back_started else not_yet),
+                    else_=now if started else not_yet,
                 ),
                 in_company=False,
                 slice_id=None,
