@@ -273,7 +273,9 @@ def test_a_ledger_that_can_write_nothing_is_no_fault_of_the_result(
     with pytest.raises(DBAPIError):
         record.record(ledger.db, group)
     event.remove(ledger.db.engine, "begin", trouble)
-    assert [type(error) for error in seen] == [said] * record.GROUP_TRIES
+    assert len(seen) == record.GROUP_TRIES
+    # once in a while the end of the connection is met before the words that were sent ahead of it
+    assert {type(error) for error in seen} <= {said, psycopg.OperationalError}
     assert [o.unsure for o in group] == [unsure] * 2
     assert ledger.states(batch_id) == {"running": 2}
     assert record.record(ledger.db, group) == 0
