@@ -44,7 +44,7 @@ bench-fairness: setup  ## what 100 jobs cost beside 10,000, and how right the ti
 
 chaos-short: setup  ## about 5 minutes: the proof of the proof, then every fault on both ledgers, times divided by ten
 	@$(PY) -m pytest -q tests/chaos
-	@$(PY) -m tests.chaos --ledger both --runs 1 --pools 3
+	@$(PY) -m tests.chaos --ledger both --runs 1 --pools 2 --again 2
 
 chaos: setup  ## the same for as long as asked, with the times of production: make chaos MINUTES=60
 	@$(PY) -m tests.chaos --ledger both --minutes $(MINUTES) --divisor 1 --pools 6

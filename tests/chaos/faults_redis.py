@@ -41,7 +41,7 @@ def down_at_submit(s: Strike) -> None:
     batch = s.client.submit(20, priority=5)
     took = time.monotonic() - began
     s.expect(batch.id is not None, f"the submit was not accepted: {batch.error}")
-    s.expect(took < 5, f"the submit took {took:.1f} s")
+    s.expect(took < 5, f"the submit took {took:.1f} s", "time")
     s.site.redis_up()
     s.healed()
     s.recover()

@@ -77,7 +77,8 @@ class Nemesis:
             report.note = str(missed)
         except Exception as error:  # the program's own fault must not end a long run
             where = traceback.format_exc().strip().splitlines()
-            strike.expect(False, f"{type(error).__name__}: {error} ({where[-3].strip() if len(where) > 2 else ''})")
+            words = f"{type(error).__name__}: {error} ({where[-3].strip() if len(where) > 2 else ''})"
+            strike.expect(False, words, "time" if str(error).startswith("not within") else "row")
         strike.put_right()
         report.counted = bool(strike.hit) and strike.recovery is not None
         self.is_broken = strike.left_broken

@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ CAMPAIGN = 150
 SPARE = 10
 #: seconds, undivided, in which everything open must end once nothing is broken any more
 END_S = 20.0
+#: what is added to the seed for each further round
+AGAIN_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Order:
     jobs: int
     keep: Path | None
     fails_fast: bool
+    again: int
 
 
 class Plan:
@@ -248,6 +251,16 @@ class Pools:
             self._plan.lost()
 
 
+def _again(order: Order, tally: Tally, n: int) -> None:
+    """Strike what missed a time once more, without other pools beside it."""
+    for ledger in order.ledgers:
+        late = () if tally.broke else tally.late(ledger)
+        if late:
+            tally.strike_again(ledger, late)
+            alone = replace(order, faults=late, ledgers=(ledger,), pools=1, seed=order.seed + AGAIN_SEED * n, jobs=0)
+            Pools(alone, Plan(alone), tally).run()
+
+
 def _faults(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
     if text is None:
         return tuple(TABLE)
@@ -268,6 +281,7 @@ def _faults(context: click.Context, option: click.Parameter, text: str | None) -
 @click.option("--pools", type=int, default=2, show_default=True, help="Pools side by side.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here, too.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first red strike.")
+@click.option("--again", type=int, default=0, help="Strike rows that missed a time so often again, one pool alone.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep ledgers, histories and logs here.")
 def main(
     minutes: float | None,
@@ -281,15 +295,18 @@ def main(
     out: Path | None,
     keep: Path | None,
     fail_fast: bool,
+    again: int,
 ) -> None:
     """Break a real pool on purpose, and check the promises. Exit 1 when one was broken."""
     ledgers = ("sqlite", "postgres") if ledger == "both" else (ledger,)
     runs = runs if runs is not None or minutes is not None else 1
-    order = Order(faults, ledgers, seed, divisor, runs, minutes, pools, jobs_at_least, keep, fail_fast)
+    order = Order(faults, ledgers, seed, divisor, runs, minutes, pools, jobs_at_least, keep, fail_fast, again)
     command = shlex.join(["python", "-m", "tests.chaos", *sys.argv[1:]])
     prepare()
     tally = Tally(faults, ledgers, runs or 1, divisor)
     Pools(order, Plan(order), tally).run()
+    for n in range(order.again):
+        _again(order, tally, n + 1)
     text = table(tally, seed, command)
     click.echo(text)
     if out is not None:

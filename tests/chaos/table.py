@@ -13,6 +13,8 @@ from tests.chaos.faults import TABLE
 
 #: wrong things shown of each row
 SHOWN = 5
+#: kinds that a busy machine may bring about: a bound on a time was missed
+TIMES = {"I8", "I9", "time"}
 
 
 class Row:
@@ -25,6 +27,7 @@ class Row:
         self.uncounted = 0
         self.kinds: Counter[str] = Counter()
         self.told: list[str] = []
+        self.before = ""  #: how it was red, where it was struck again because only a time was missed
 
 
 class Tally:
@@ -80,14 +83,31 @@ class Tally:
             return "RED: " + ", ".join(f"{kind} {n}" for kind, n in sorted(row.kinds.items()))
         if number and row.counted < self.runs:
             return f"RED: {row.counted} of {self.runs} runs"
-        return "green"
+        return f"green when struck again alone; before {row.before}" if row.before else "green"
+
+    def late(self, ledger: str) -> tuple[int, ...]:
+        """The faults that are red for nothing but time, or for runs that hit nothing."""
+        rows = {n: self.rows[ledger, n] for n in self.faults}
+        return tuple(n for n, row in rows.items() if set(row.kinds) <= TIMES and self.is_bad(ledger, n))
+
+    def is_bad(self, ledger: str, number: int) -> bool:
+        """Whether a row is red."""
+        return self.verdict(ledger, number).startswith("RED")
+
+    def strike_again(self, ledger: str, numbers: Sequence[int]) -> None:
+        """These rows begin anew; their jobs, and what was lost or twice, stay."""
+        for number in numbers:
+            old, new = self.rows[ledger, number], Row()
+            new.before, new.jobs = self.verdict(ledger, number).removeprefix("RED: "), old.jobs
+            new.told = [f"{told}, then struck again" for told in old.told]
+            self.rows[ledger, number] = new
 
     @property
     def is_red(self) -> bool:
         """Whether anything is wrong anywhere."""
         at_the_end = {key for key in self.rows if key[1] == 0}
         keys = {(ledger, number) for ledger in self.ledgers for number in self.faults} | at_the_end
-        return bool(self.broke) or any(self.verdict(*key) != "green" for key in keys)
+        return bool(self.broke) or any(self.is_bad(*key) for key in keys)
 
 
 def table(tally: Tally, seed: int, command: str) -> str:
