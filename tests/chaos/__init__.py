@@ -12,6 +12,7 @@
     roles       its processes
     nursery     starts roles in a tenth of a second
     proxy       stands before Redis and PostgreSQL, for one node alone: holes, delays, cuts, half-open connections
+    machine     a machine of its own for one node: a network namespace, where the machine allows them
     ears        what a proxy overhears: a message popped, a COMMIT
     inside/     what is held of a role from within: its clock, its next commit
     client      submits, cancels, reads; keeps its own history

@@ -59,10 +59,11 @@ class Wire:
 
 
 class Proxy:
-    """One port before one server. ear: makes what listens to each connection."""
+    """One port before one server. ear: makes what listens to each connection. host: the address it has."""
 
-    def __init__(self, wire: Wire, behind: str, ear: Callable[[], Ear] | None = None) -> None:
+    def __init__(self, wire: Wire, behind: str, ear: Callable[[], Ear] | None = None, host: str = "127.0.0.1") -> None:
         self._wire = wire
+        self._host = host
         parts = urlsplit(behind)
         assert parts.hostname is not None
         assert parts.port is not None
@@ -76,7 +77,7 @@ class Proxy:
         self._port = 0
         wire.do(self._listen())
         user, at, _ = parts.netloc.rpartition("@")
-        self.url = urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self._port}"))
+        self.url = urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{self._port}"))
 
     # --- faults, from any thread ---------------------------------------------------------------------------
 
@@ -107,7 +108,7 @@ class Proxy:
     # --- on the wire's thread ------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, backlog=512)
+        self._server = await asyncio.start_server(self._accept, self._host, self._port, backlog=512)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from tests.support.waiting import eventually
 class NodeHost:
     """One machine: a home and an offload.yaml of its own, and the roles that run there."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], pool: TestPool) -> None:
+    def __init__(
+        self, folder: Path, name: str, config: Mapping[str, Any], pool: TestPool, prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
+        self._prefix = prefix  # what a command begins with that runs on that machine
         self.home = folder / name
         self.home.mkdir(parents=True)
         self.configure(config)
@@ -43,10 +46,15 @@ class NodeHost:
 
     def worker(self, *arguments: str, provider: str = "sim", phase: str = "serving") -> subprocess.Popen[bytes]:
         """Start its worker and wait until it is in this phase; one that serves also until its server is well."""
-        command = [sys.executable, "-m", "api", "worker", "--node", self.name, "--provider", provider, *arguments]
+        process = self.run("worker", "--node", self.name, "--provider", provider, *arguments)
+        eventually(lambda: self._is(process, phase), f"the worker of {self.name} is {phase}", 60)
+        return process
+
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a role or a server there."""
+        command = [*self._prefix, sys.executable, "-m", "api", *arguments]
         process = subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log)
         self._workers.append(process)
-        eventually(lambda: self._is(process, phase), f"the worker of {self.name} is {phase}", 60)
         return process
 
     def _is(self, process: subprocess.Popen[bytes], phase: str) -> bool:
