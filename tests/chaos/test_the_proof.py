@@ -27,4 +27,4 @@ def test_chaos_turns_red_when_a_promise_is_switched_off(name: str, tmp_path: Pat
 def _chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = clean_environment() | {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-m", "tests.chaos", "--pools", "1", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
