@@ -17,6 +17,8 @@ from tasks.ledger.database import Database, parts, retried
 from tasks.ledger.endings import close_batches
 from tasks.ledger.retries import begin_alone
 from tasks.ledger.strata import add_samples, drop_samples
+from tasks.ledger.unsent import note_unsent
+from tasks.routing import Decision
 from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
 from tasks.tables import AT_ONCE, Batch, Body, Dependency, Job
@@ -221,11 +223,14 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
         "tier": job.route.tier.value,
         "verdict": orjson.dumps(job.route.verdict) if job.route.verdict else None,
         "escalated_from": job.route.escalated_from,
-        "escalation": job.route.words if job.route.escalated_from else None,
+        "escalation": job.route.words if job.route.decision is Decision.ESCALATE else None,
+        "decision": job.route.decision.value,
+        "app": job.app,
         "state": job.route.state,
         "priority": priority,
         "rank": rank,
         "due_at": AT_ONCE,
+        "queued_at": now,
         "finished_at": now if refused else None,
         "error_code": "refused" if refused else None,
         "error_message": job.route.words if refused else None,
@@ -248,6 +253,7 @@ def _open(db: Database, batch_id: str) -> None:
         )
         if opened.rowcount != 1:
             raise PoolError(GIVEN_UP)
+        note_unsent(c, now, jobs.c.batch_id == batch_id, jobs.c.state == JobState.REFUSED)
         close_batches(c, [batch_id], now)
 
 
