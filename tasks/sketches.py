@@ -34,13 +34,12 @@ def value_of(index: int) -> float:
 
 
 def quantile(counts: Mapping[int, int], q: float) -> float | None:
-    """The value below which a share of q lies; None of nothing."""
-    total = sum(counts.values())
-    rank = q * (total - 1)
+    """The least value that a share of q does not exceed (nearest rank); None of nothing."""
+    rank = max(1, math.ceil(q * sum(counts.values())))
     seen = 0
     for index in sorted(counts):
         seen += counts[index]
-        if seen > rank:
+        if seen >= rank:
             return value_of(index)
     return None
 

@@ -10,8 +10,7 @@ older one is not written over it: two beats may do the same hour at once.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     type_coerce,
     update,
@@ -59,6 +59,9 @@ _KEYS: dict[str, ColumnElement[Any]] = {
     "hour": calls.c.hour,
 }
 
+#: when a call ended, unix seconds
+_ended_at: ColumnElement[Any] = calls.c.started_at + calls.c.duration_ms / 1000
+
 Sums = dict[tuple[Any, ...], Summary]
 
 
@@ -78,12 +81,23 @@ def _figure(name: str) -> ColumnElement[Any]:
 
 def since(at: float) -> ColumnElement[bool]:
     """The condition that a call ended at a unix time or later."""
-    return and_(calls.c.hour >= hour_of(at), calls.c.started_at + calls.c.duration_ms / 1000 >= at)
+    return and_(calls.c.hour >= hour_of(at), or_(calls.c.hour > hour_of(at), _ended_at >= at))
+
+
+def live(db: Database, since_at: float, until: float) -> Sums:
+    """The sums by key of what ended between two unix times, audits included, as an hour's rollups would have them."""
+    last = hour_of(until)
+    end = or_(calls.c.hour < last, and_(calls.c.hour == last, _ended_at < until))
+    _, found = sums(db, KEY, since(since_at), end)
+    with db.read() as c:
+        _add_audits(found, _judged(c, since_at, until))
+    return found
 
 
 def within(hour: int) -> ColumnElement[bool]:
     """The condition that a call is of an hour."""
-    return and_(calls.c.hour == hour)
+    condition: ColumnElement[bool] = calls.c.hour == hour
+    return condition
 
 
 # --- summing ---------------------------------------------------------------------------------------------
@@ -127,9 +141,7 @@ def _write(db: Database, hour: int, n: int, found: Sums) -> bool:
     with _held(db, hour) as (c, row):
         if row.closed_at is not None or row.calls > n:  # somebody summed more of it, or the last there is
             return False
-        for key, (judged, agreed) in _judged(c, hour).items():
-            summary = found.setdefault(key, Summary())
-            summary.audits, summary.audits_agreed = judged, agreed
+        _add_audits(found, _judged(c, hour * HOUR_S, (hour + 1) * HOUR_S))
         c.execute(delete(rollups).where(rollups.c.hour == hour))
         rows = [{"hour": hour, **dict(zip(KEY, key, strict=True)), **s.columns()} for key, s in sorted(found.items())]
         for start in range(0, len(rows), CHUNK):
@@ -147,8 +159,14 @@ def _held(db: Database, hour: int) -> Iterator[tuple[Connection, Row[Any]]]:
         yield c, c.execute(select(hours).where(hours.c.hour == hour).with_for_update()).one()
 
 
-def _judged(c: Connection, hour: int) -> dict[tuple[Any, ...], tuple[int, int]]:
-    """Of the audits first judged in an hour, by the key of the jobs they are of: how many, and how many agree."""
+def _add_audits(found: Sums, judged: dict[tuple[Any, ...], tuple[int, int]]) -> None:
+    for key, (n, agreed) in judged.items():
+        summary = found.setdefault(key, Summary())
+        summary.audits, summary.audits_agreed = n, agreed
+
+
+def _judged(c: Connection, since_at: float, until: float) -> dict[tuple[Any, ...], tuple[int, int]]:
+    """Of the audits first judged in a time, by the key of the jobs they are of: how many, and how many agree."""
     agrees = case((audits.c.verdict == Opinion.AGREE.value, 1), else_=0)
     key: dict[str, ColumnElement[Any]] = {
         **{name: audits.c[name] for name in ("category", "model_class", "model")},
@@ -160,7 +178,7 @@ def _judged(c: Connection, hour: int) -> dict[tuple[Any, ...], tuple[int, int]]:
         select(*columns, func.count(), func.sum(agrees))
         .join(jobs, jobs.c.id == audits.c.job_id)
         .where(audits.c.verdict.in_((Opinion.AGREE.value, Opinion.DISAGREE.value)))
-        .where(audits.c.judged_at >= hour * HOUR_S, audits.c.judged_at < (hour + 1) * HOUR_S)
+        .where(audits.c.judged_at >= since_at, audits.c.judged_at < until)
         .group_by(*columns)
     )
     return {tuple(row[:-2]): (int(row[-2]), int(row[-1])) for row in c.execute(query)}
@@ -189,15 +207,12 @@ def newest_hour(db: Database) -> int | None:
         return c.execute(select(func.max(rollups.c.hour))).scalar()
 
 
-def by_hour(db: Database, names: Collection[str], first: int) -> dict[int, dict[str, int]]:
-    """Sums of plain columns of every hour from `first` on."""
-    found: dict[int, dict[str, int]] = defaultdict(dict)
-    columns = [func.sum(rollups.c[name]).label(name) for name in names]
+def ended_by_hour(db: Database, first: int) -> dict[int, int]:
+    """How many jobs ended in each hour from `first` on, by the calls that are there."""
     with db.read() as c:
-        query = select(rollups.c.hour, *columns).where(rollups.c.hour >= first).group_by(rollups.c.hour)
-        for row in c.execute(query):
-            found[row.hour] = {name: int(getattr(row, name)) for name in names}
-    return dict(found)
+        ended = calls.c.hour >= first, calls.c.ended.is_not(None)
+        query = select(calls.c.hour, func.count()).where(*ended).group_by(calls.c.hour)
+        return dict(c.execute(query).all())
 
 
 # --- pruning ---------------------------------------------------------------------------------------------
