@@ -172,8 +172,7 @@ def _call(o: Outcome, stale: bool) -> dict[str, Any]:
     assert o.call is not None
     row = o.call | {"stale": stale, "ended": o.state.value if o.state in COUNTED and not stale else None}
     row["hour"] = hour_of(row["started_at"] + row.get("duration_ms", 0) / 1000)
-    if row["ended"] != JobState.DONE:
-        row["avoided_usd"] = 0.0
+    row["avoided_usd"] = row.get("avoided_usd", 0.0) if row["ended"] == JobState.DONE else 0.0
     return row
 
 

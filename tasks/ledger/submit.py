@@ -18,7 +18,6 @@ from tasks.ledger.endings import close_batches
 from tasks.ledger.retries import begin_alone
 from tasks.ledger.strata import add_samples, drop_samples
 from tasks.ledger.unsent import note_unsent
-from tasks.routing import Decision
 from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
 from tasks.tables import AT_ONCE, Batch, Body, Dependency, Job
@@ -223,7 +222,7 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
         "tier": job.route.tier.value,
         "verdict": orjson.dumps(job.route.verdict) if job.route.verdict else None,
         "escalated_from": job.route.escalated_from,
-        "escalation": job.route.words if job.route.decision is Decision.ESCALATE else None,
+        "escalation": job.route.words if job.route.escalated_from else None,
         "decision": job.route.decision.value,
         "app": job.app,
         "state": job.route.state,
