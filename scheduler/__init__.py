@@ -5,6 +5,7 @@
     service.py   when a service runs: on beat's tick, or by its process's own clock when none comes
     dead_classes.py  what waits for a class that nobody serves goes on to the cloud, where it may
     audit.py     second opinions on finished jobs
+    rollups.py   sums hours of calls, takes in what the helpers logged, deletes calls that are old
     redis_keys.py  keeps Redis's keys what Celery expects
     process.py   the role: beat and the worker of queue `scheduler` in one process
 

@@ -14,7 +14,7 @@ from celery.beat import EmbeddedService
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scheduler import audit, sweep
+from scheduler import audit, rollups, sweep
 from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from scheduler.service import Service
@@ -23,12 +23,12 @@ from tasks.errors import PoolError
 from tasks.ledger import sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.schema import open_ledger
-from tasks.queues import RUN_AUDIT, SCHEDULER_QUEUE, SWEEP
+from tasks.queues import RUN_AUDIT, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
-from tasks.settings import Settings, Times
+from tasks.settings import Settings
 
 #: threads of the scheduler queue's worker
-THREADS = 2
+THREADS = 4
 #: seconds a sweep waits for Redis: what needs none must not wait for it
 REDIS_S = 2.0
 
@@ -47,14 +47,15 @@ def run(settings: Settings, registry: Registry) -> None:
     broker = redis.Redis.from_url(
         url, socket_timeout=REDIS_S, socket_connect_timeout=REDIS_S, retry=Retry(NoBackoff(), 0)
     )
-    services = _services(app, db, broker, registry, settings.times)
+    services = _services(app, db, broker, registry, settings)
     with contextlib.suppress(redis.RedisError):  # junk in beat's own queue would end it before its first sweep
         mend(broker, registry.classes, partial(sweeping.slices_out, db))
     beat = EmbeddedService(app, thread=True, scheduler_cls="celery.beat.Scheduler")
 
     def start_beat(**_: Any) -> None:
         beat.start()
-        app.send_task(SWEEP, queue=SCHEDULER_QUEUE, ignore_result=True)  # beat's own first tick comes an interval late
+        for task in (SWEEP, RUN_ROLLUP):  # beat's own first ticks come an interval late
+            app.send_task(task, queue=SCHEDULER_QUEUE, ignore_result=True)
         log.info("beat started")
 
     signals.worker_ready.connect(start_beat, weak=False)
@@ -78,12 +79,14 @@ def run(settings: Settings, registry: Registry) -> None:
     db.close()
 
 
-def _services(app: Celery, db: Database, broker: redis.Redis, registry: Registry, times: Times) -> list[Service]:
+def _services(app: Celery, db: Database, broker: redis.Redis, registry: Registry, settings: Settings) -> list[Service]:
     """What beat's ticks run, each a task of the app."""
-    publisher = Publisher(app)
+    publisher, times = Publisher(app), settings.times
     services = {
         SWEEP: Service("sweep", lambda: sweep.run_once(db, broker, publisher, registry, times), times.sweep),
         RUN_AUDIT: Service("audit", lambda: audit.run_once(db, registry), times.audit),
+        RUN_ROLLUP: Service("rollup", lambda: rollups.run_once(db, settings), times.rollup),
+        RUN_PRUNE: Service("prune", lambda: rollups.prune(db, registry), times.rollup),
     }
     for task, service in services.items():
         app.task(name=task, ignore_result=True)(_runs(service))

@@ -20,7 +20,7 @@ from tasks.categories import AUDIT, Category
 from tasks.checks import same_label
 from tasks.privacy import Clearance, Reach, Tier, findings, permits, tightest
 from tasks.registry import CLOUD, Registry
-from tasks.routing import Route
+from tasks.routing import Decision, Route
 from tasks.schemas import NewJob, prompt_text
 
 #: characters of a reason that are kept
@@ -71,6 +71,7 @@ class Audited:
     output: Any
     consent: dict[str, Any] | None = None
     touches: tuple[str, ...] = ()
+    app: str = ""
 
 
 def is_label(category: Category | None) -> bool:
@@ -111,7 +112,8 @@ def question(job: Audited, line: int, registry: Registry) -> NewJob | None:
         model=None,
         body=orjson.dumps(_body(job, registry)),
         prefix=None,
-        route=Route(model_class, tier, verdict=_kept(job)),
+        route=Route(model_class, tier, verdict=_kept(job), decision=Decision.AUDIT),
+        app=job.app,
     )
 
 

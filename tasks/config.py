@@ -25,6 +25,7 @@ from tasks.registry import (
     ModelClass,
     PrivacySettings,
     Registry,
+    RetentionSettings,
     Serve,
     TimeoutSettings,
     nearest,
@@ -43,6 +44,7 @@ class ConfigFile(Strict):
     categories: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     privacy: PrivacySettings = PrivacySettings()
     audit: AuditSettings = AuditSettings()
+    retention: RetentionSettings = RetentionSettings()
 
 
 def config_path(settings: Settings) -> Path | None:
@@ -86,6 +88,7 @@ def _nearest_key(model: type[BaseModel]) -> Callable[[Way], str]:
         "timeouts": TimeoutSettings,
         "privacy": PrivacySettings,
         "audit": AuditSettings,
+        "retention": RetentionSettings,
     }
 
     def known(way: Way) -> str:
@@ -103,7 +106,7 @@ def build(file: ConfigFile, source: str, settings: Settings | None = None) -> Re
     classes = _classes(file, providers)
     categories = _categories(file, classes)
     policy = load_policy(settings, categories)
-    registry = Registry(providers, classes, categories, source, policy, file.privacy, file.audit)
+    registry = Registry(providers, classes, categories, source, policy, file.privacy, file.audit, file.retention)
     _check_auditor(registry)
     return registry
 

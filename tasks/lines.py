@@ -11,6 +11,10 @@ TouchedPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pa
 LineId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
+#: what a producer calls its program; it is a key of the rollups
+App = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x20\x7f](.*[^\x00-\x20\x7f])?$")]
+
+
 class Line(BaseModel):
     """Strict: unknown fields are errors, and errors never show values."""
 
@@ -30,7 +34,8 @@ class Message(Line):
 class JobLine(Line):
     """One line of a job file. Exactly one of prompt, messages and input is given.
 
-    touches, for, security: what the policy looks at. privacy: the tier that the producer wants.
+    touches, for, security: what the policy looks at. privacy: the tier that the producer wants. app: the program that
+    asks; statistics are kept by it.
     """
 
     id: LineId | None = None
@@ -49,4 +54,5 @@ class JobLine(Line):
     touches: list[TouchedPath] | None = None
     for_: Text | None = Field(None, alias="for")
     security: bool | None = None
+    app: App | None = None
     privacy: Literal["local_only", "lan_ok", "cloud_ok"] | None = None

@@ -16,6 +16,8 @@ RUN_SLICE = "workers.run_slice"
 SCHEDULER_QUEUE = "scheduler"
 SWEEP = "scheduler.sweep"
 RUN_AUDIT = "scheduler.audit"
+RUN_ROLLUP = "scheduler.rollup"
+RUN_PRUNE = "scheduler.prune"
 
 QUEUE_PREFIX = "offload."
 #: no queue: no class is called so

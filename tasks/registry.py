@@ -137,6 +137,12 @@ class AuditSettings(Strict):
     private_class: Name | None = Field(None, description="a local class of another model; without it, a person")
 
 
+class RetentionSettings(Strict):
+    """How long telemetry is kept; rollups are kept for good."""
+
+    calls_days: float = Field(30, gt=0, le=36_500, description="days after which a call's row is deleted")
+
+
 @dataclass(frozen=True)
 class Registry:
     """The configuration in force. `source` says in words where it comes from."""
@@ -148,6 +154,7 @@ class Registry:
     policy: Policy
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
 
     @cached_property
     def markers(self) -> Markers:

@@ -10,14 +10,26 @@ A job that names a cloud class is treated as one that escalates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from tasks.categories import Category
 from tasks.policy import Action, Facts, Verdict, judge
 from tasks.privacy import UNSAID, Clearance, Reach, Tier, findings, permits, tightest
+from tasks.providers import Provider
 from tasks.registry import CLOUD, Registry
 from tasks.states import JobState
+
+
+class Decision(StrEnum):
+    """What the pool decided on a job, as telemetry has it."""
+
+    OFFLOAD = "offload"  #: to its own class
+    ESCALATE = "escalate"  #: to the cloud, because the policy or the producer says so
+    FALLBACK = "fallback"  #: to the cloud, because home failed on it or nobody served its class
+    REFUSE = "refuse"
+    AUDIT = "audit"  #: the pool's own question about another job
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,7 @@ class Said:
     security: bool = False
     tier: Tier | None = None
     consent: Consent | None = None
+    app: str | None = field(default=None, repr=False)  #: no part of what an idempotency key stands for
 
 
 NOTHING = Said()
@@ -69,6 +82,7 @@ class Route:
     state: JobState = JobState.QUEUED
     escalated_from: str | None = None
     verdict: dict[str, Any] | None = None
+    decision: Decision = Decision.OFFLOAD
 
     @property
     def words(self) -> str:
@@ -97,10 +111,25 @@ def route(
     hindrances = list(_hindrances(verdict, destination, tier, said, category, registry)) if to_cloud else []
     kept = _kept(verdict, hindrances, found, consent, asked.touches)
     if hindrances or verdict.action is Action.REFUSE:
-        return Route(model_class, tier, JobState.REFUSED, None, kept)
+        return Route(model_class, tier, JobState.REFUSED, None, kept, Decision.REFUSE)
     if verdict.action is Action.ESCALATE and registry.reaches.get(model_class) is not Reach.CLOUD:
-        return Route(CLOUD, tier, JobState.QUEUED, model_class, kept)
-    return Route(model_class, tier, JobState.QUEUED, None, kept)
+        return Route(CLOUD, tier, JobState.QUEUED, model_class, kept, Decision.ESCALATE)
+    return Route(model_class, tier, JobState.QUEUED, None, kept, Decision.ESCALATE if to_cloud else Decision.OFFLOAD)
+
+
+def why_not(
+    provider: Provider, model_class: str, tier: Tier, model: str | None, registry: Registry, *, escalated: bool
+) -> str:
+    """Why a provider does not run a job of a class; empty for one that would.
+
+    model: asked for by name. escalated: the job was meant for another class.
+    """
+    if not permits(tier, provider.reach):
+        return f"it is {provider.reach}, and the job is {tier}"
+    if registry.serve(model_class, provider.name, None if escalated else model) is None:
+        only = f"only class {CLOUD} may do it" if escalated else f"the job is for class {model_class}"
+        return f"{only}, and it serves {', '.join(registry.classes_of(provider.name)) or 'nothing'}"
+    return ""
 
 
 def _hindrances(

@@ -37,7 +37,8 @@ class NewJob:
     """A valid line, ready for the ledger.
 
     line: 1-based. prefix: a hash shared by prompts that begin alike, or None for a short prompt. template: what jobs
-    of one kind share beside their prompts, a hash. audit: the share of its kind that is audited.
+    of one kind share beside their prompts, a hash. audit: the share of its kind that is audited. app: the program that
+    asks, empty where it does not say.
     """
 
     line: int
@@ -49,6 +50,7 @@ class NewJob:
     route: Route
     template: str = ""
     audit: float = 0.0
+    app: str = ""
 
     @property
     def model_class(self) -> str:
@@ -200,7 +202,7 @@ def _class(registry: Registry, category: Category, model: str | None) -> str | N
 
 
 #: fields of a line that are no part of the request itself
-_APART = frozenset({"id", "category", "model", "touches", "for_", "security", "privacy"})
+_APART = frozenset({"id", "category", "model", "touches", "for_", "security", "privacy", "app"})
 
 
 def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry, said: Said) -> NewJob:
@@ -221,6 +223,7 @@ def _job(line: JobLine, extras: dict[str, Any], number: int, registry: Registry,
         route=routing.route(_asked(line, body, category, said), category, model_class, registry, said.consent),
         template=template,
         audit=audit,
+        app=line.app or said.app or "",
     )
 
 

@@ -33,6 +33,7 @@ class Times:
     slice_lost: float = 10.0  #: a sent slice may be unclaimed and nowhere in Redis this long
     worker_gone: float = 45.0  #: without a heartbeat for this long a worker is not live
     audit: float = 10.0
+    rollup: float = 3600.0  #: between two rollups, and between two prunes
     cancel_check: float = 1.0  #: how often a worker looks for cancelled batches
     loop_stuck: float = 5.0  #: an event loop that has not ticked this long renews nothing
     turn: float = 60.0  #: a class keeps its provider this long while others wait
@@ -99,6 +100,11 @@ class Settings(BaseSettings):
     def pool_file(self) -> Path:
         """What a running pool says of itself: pid, Redis URL (readable by its owner only)."""
         return self.run_dir / "pool.json"
+
+    @property
+    def helper_log(self) -> Path:
+        """Where `anchor-offload` appends its telemetry."""
+        return (self.log or self.home / "offload.jsonl").expanduser().absolute()
 
     def ledger(self) -> str | Path:
         """The ledger: the address that was given, or the file in the home."""

@@ -37,6 +37,9 @@ TERMINAL = frozenset(JobState) - LIVE
 #: terminal states that carry an answer
 ANSWERED = frozenset({JobState.DONE, JobState.ESCALATED})
 
+#: terminal states that telemetry counts: the pool's own doing
+COUNTED = ANSWERED | {JobState.FAILED, JobState.REFUSED}
+
 #: every move there is: state left -> states reached
 MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.CANCELLED, JobState.EXPIRED}),

@@ -4,13 +4,16 @@ batches ──< jobs ──1 bodies      what was asked
               │  ├─1 outputs     what was answered
               │  ├─1 samples     that it may be audited when it is done, while nobody has looked
               │  └─1 audits      the second opinion on it
-              ├──< calls         one row a request to a backend
+              ├──< calls         one row a request to a backend, and one for each job that ended without any
 dependencies  which batches a batch waits for
 slices        jobs of one class that one message carries by reference, while unclaimed
 workers       one row a worker: what it serves, how much it takes, when it was last seen
 nodes         what people want of a node; one that nobody said anything of has no row
 strata        jobs of one kind, and the state of their sequential test
 usage         what a provider's calls took of its limits, by window
+rollups       an hour's calls, summed, one row a key
+rolled_hours  which hours are summed, from how many calls, and which are closed
+taken_logs    how far each log of the helpers was taken in
 events        what people should know: alarms
 ticks         when each periodic service last ran
 pool          facts of this pool: one row
@@ -30,6 +33,8 @@ BIG = BigInteger().with_variant(Integer, "sqlite")
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
 IS_TAKEN_BACK = text("jobs.state = 'queued' AND jobs.taken_back_at IS NOT NULL")
 IN_SLICE = text("slice_id IS NOT NULL")
+#: defaults that the database itself has: rows of before a migration get it
+ZERO, EMPTY = text("0"), text("''")
 #: due_at of a job that waits for nothing: no clock, however wrong, puts it off
 AT_ONCE = 0.0
 
@@ -103,10 +108,13 @@ class Job(SQLModel, table=True):
     verdict: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  #: JSON; see tasks/routing.py
     escalated_from: str | None = None  #: the class it was meant for, where the cloud has it instead
     escalation: str | None = None  #: why, in words
+    decision: str = Field(default="offload", sa_column_kwargs={"server_default": "offload"})  #: see tasks/routing.py
+    app: str = Field(default="", sa_column_kwargs={"server_default": EMPTY})  #: the producer's name of its program
     state: str
     priority: int = 0
     rank: int  #: the line of the first job with the same prefix, so that those run side by side
     due_at: float  #: not before; AT_ONCE where it waits for nothing
+    queued_at: float = Field(default=0, sa_column_kwargs={"server_default": ZERO})  #: since when it waits for its call
     slice_id: str | None = None
     fence: int = 0  #: grows with every claim; a result counts only under the fence it was claimed with
     lease_until: float | None = None
@@ -178,7 +186,7 @@ class Audit(SQLModel, table=True):
     verdict: str | None = None  #: agree, disagree, unsure
     reason: str | None = None
     created_at: float
-    judged_at: float | None = None
+    judged_at: float | None = Field(default=None, index=True)  #: for the first time
 
 
 class Stratum(SQLModel, table=True):
@@ -231,7 +239,11 @@ class PoolFacts(SQLModel, table=True):
 
 
 class CallRow(SQLModel, table=True):
-    """One request to one backend, those included whose result came too late (stale)."""
+    """One request to one backend, those included whose result came too late (stale).
+
+    A job that ended without a request of its own (refused, or not to be sent) has a row as well, not `sent`, and so has
+    a call of a helper, without a job (job 0). Nothing of what was asked or answered is here.
+    """
 
     __tablename__ = "calls"
 
@@ -255,7 +267,94 @@ class CallRow(SQLModel, table=True):
     finish_reason: str | None = None
     leaked: bool = False
     error_code: str | None = None
-    stale: bool = False
+    stale: bool = False  #: it cost what it cost, and is no job's
+    hour: int = Field(default=0, index=True, sa_column_kwargs={"server_default": ZERO})  #: of its end: unix hours, UTC
+    app: str = Field(default="", sa_column_kwargs={"server_default": EMPTY})
+    decision: str = Field(default="offload", sa_column_kwargs={"server_default": "offload"})
+    reason: str | None = None  #: of the decision, in words
+    considered: dict[str, str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))  #: see routing
+    attempt: int = Field(default=0, sa_column_kwargs={"server_default": ZERO})  #: 1-based
+    queue_ms: float = Field(default=0, sa_column_kwargs={"server_default": ZERO})  #: from due to the call's start
+    sent: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
+    ended: str | None = None  #: the state in which it ended its job, where it did
+    validated: bool | None = None  #: whether the answer passed its checks; None without an answer
+    exit_code: int | None = None  #: of a helper
+    cost_usd: float = Field(default=0, sa_column_kwargs={"server_default": ZERO})
+    avoided_usd: float = Field(default=0, sa_column_kwargs={"server_default": ZERO})  #: see tasks/pricing.py
+
+
+class Rollup(SQLModel, table=True):
+    """The calls of one hour and one key, summed; see tasks/rollups.py for what each figure is.
+
+    wait, first_token, duration: sketches, so that hours can be put together; their quantiles stand beside them.
+    """
+
+    __tablename__ = "rollups"
+
+    hour: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    category: str = Field(primary_key=True)
+    model_class: str = Field(primary_key=True)
+    model: str = Field(primary_key=True)
+    provider: str = Field(primary_key=True)
+    node: str = Field(primary_key=True)
+    app: str = Field(primary_key=True)
+    decision: str = Field(primary_key=True)
+    calls: int = 0
+    stale: int = 0
+    errors: int = 0
+    jobs_done: int = 0
+    jobs_failed: int = 0
+    jobs_escalated: int = 0
+    jobs_refused: int = 0
+    tokens_in: int = Field(default=0, sa_type=BigInteger)
+    tokens_out: int = Field(default=0, sa_type=BigInteger)
+    tokens_thinking: int = Field(default=0, sa_type=BigInteger)
+    leaks: int = 0
+    json_failures: int = 0
+    audits: int = 0
+    audits_agreed: int = 0
+    cost_usd: float = 0
+    cost_avoided_usd: float = 0
+    load_ms: float = 0
+    wait_p50: float | None = None
+    wait_p75: float | None = None
+    wait_p95: float | None = None
+    wait_p99: float | None = None
+    first_token_p50: float | None = None
+    first_token_p75: float | None = None
+    first_token_p95: float | None = None
+    first_token_p99: float | None = None
+    duration_p50: float | None = None
+    duration_p75: float | None = None
+    duration_p95: float | None = None
+    duration_p99: float | None = None
+    wait: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))
+    first_token: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))
+    duration: dict[str, int] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class RolledHour(SQLModel, table=True):
+    """An hour that was summed, or is to be."""
+
+    __tablename__ = "rolled_hours"
+
+    hour: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    calls: int = 0  #: rows that the sums are made of; calls are only added, so more is newer
+    dirty: bool = False  #: an audit of it was judged since
+    rolled_at: float | None = None
+    closed_at: float | None = None  #: its calls are pruned: its sums stay as they are
+
+
+class TakenLog(SQLModel, table=True):
+    """How far a helpers' log was taken in. tail: hashes of the last lines that were, by which they are found again."""
+
+    __tablename__ = "taken_logs"
+
+    name: str = Field(primary_key=True)  #: node:path
+    place: int = Field(default=0, sa_type=BigInteger)  #: bytes
+    tail: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    version: int = 0  #: grows with every step, so that of two that read at once one counts
+    taken_at: float
 
 
 class Slice(SQLModel, table=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from tasks.categories import Category
 from tasks.errors import Permanent
 from tasks.ledger.claims import Claimed
 from tasks.privacy import Clearance, Reach, Tier, permits, tightest
+from tasks.providers import Provider
 from tasks.registry import CLOUD, ModelClass, Registry, Serve
+from tasks.routing import why_not
 from tasks.schemas import prompt_text
 from workers.backends import Call, Timeouts
 
@@ -37,6 +40,9 @@ class Asked:
     one_vector: bool  #: `input` was a single text
     reach: Reach  #: of the provider that is asked
     goes_on: bool  #: to class `cloud`, if its answers fail their checks
+    provider: Provider
+    considered: Mapping[str, str]  #: provider -> why not it; empty for the one that is asked
+    registry: Registry
 
 
 def ask(job: Claimed, registry: Registry, provider: str) -> Asked:
@@ -64,7 +70,21 @@ def ask(job: Claimed, registry: Registry, provider: str) -> Asked:
         one_vector=isinstance(body.get("input"), str),
         reach=reach,
         goes_on=_goes_on(category, reach, clearance.tier, registry),
+        provider=registry.providers[provider],
+        considered=_considered(registry, provider, job.model_class, clearance.tier, job.model, job.escalated),
+        registry=registry,
     )
+
+
+def _considered(
+    registry: Registry, asked: str, model_class: str, tier: Tier, model: str | None, escalated: bool
+) -> dict[str, str]:
+    """Every provider, and why it is not the one that is asked."""
+    found = {}
+    for one in registry.providers.values():
+        why = why_not(one, model_class, tier, model, registry, escalated=escalated)
+        found[one.name] = "" if one.name == asked else why or "another worker had room first"
+    return found
 
 
 def _clearance(job: Claimed, category: Category, registry: Registry) -> Clearance:

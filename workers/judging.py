@@ -7,16 +7,21 @@ from typing import Any
 
 import orjson
 
-from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, OutOfReach, Transient
+from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, OutOfReach, Permanent, Transient
 from tasks.leaks import Answer, normalise
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.record import Outcome
+from tasks.pricing import cloud_usd, cost_usd
 from tasks.privacy import Reach
+from tasks.rollups import waited_ms
+from tasks.routing import Decision
 from tasks.states import JobState
 from tasks.validation import check_json, check_text, check_vectors, clean, clean_json, compile_schema
 from workers.asking import Asked
 from workers.backends import Reply
 
+#: errors of calls that were not sent, or turned away
+UNPAID = (Busy, Offline, OutOfReach, Misconfigured, Permanent)
 #: seconds before a failed job's second attempt; doubles with each, give or take a quarter
 RETRY_FIRST_S = 0.5
 
@@ -45,7 +50,7 @@ def _value(asked: Asked, answer: Answer) -> Any:
 
 def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at: float) -> Outcome:
     """What a reply makes of its job."""
-    call = _call_row(job, me, asked.call.model, started_at, reply.duration_ms)
+    call = _call_row(job, me, asked, started_at, reply.duration_ms)
     call |= {
         "model_served": reply.model,
         "load_ms": reply.load_ms,
@@ -54,15 +59,20 @@ def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at
         "tokens_out": reply.tokens_out,
         "tokens_thinking": reply.tokens_thinking,
         "finish_reason": reply.finish_reason,
+        "cost_usd": cost_usd(asked.provider, asked.call.model, reply.tokens_in, reply.tokens_out),
     }
     try:
         output, call["leaked"] = accept(asked, reply)
+        call["validated"] = True
     except BadOutput as error:
+        call["validated"] = False
         outcome = failed(job, error, me, asked, started_at, reply.duration_ms)
         call["error_code"] = error.code
         outcome.call, outcome.served_model = call, reply.model
         outcome.tokens_in, outcome.tokens_out = reply.tokens_in, reply.tokens_out
         return outcome
+    if asked.reach is not Reach.CLOUD and job.decision != Decision.AUDIT:
+        call["avoided_usd"] = cloud_usd(asked.registry, reply.tokens_in, reply.tokens_out)
     return Outcome(
         job.id,
         job.fence,
@@ -112,7 +122,7 @@ def failed(
         delay=delay,
         call=None
         if asked is None or isinstance(error, OutOfReach)
-        else _call_row(job, me, asked.call.model, started_at, duration_ms) | {"error_code": error.code},
+        else _broken_row(job, me, asked, started_at, duration_ms, error),
         provider=me.provider,
         node=me.node,
         duration_ms=duration_ms or None,
@@ -125,7 +135,7 @@ def given_back(job: Claimed, me: Identity, asked: Asked | None, started_at: floa
     """A job that ends here unfinished and without blame: drained, fenced or cancelled; its call, if any, was closed."""
     call = None
     if asked is not None:
-        call = _call_row(job, me, asked.call.model, started_at, duration_ms) | {"error_code": "closed"}
+        call = _broken_row(job, me, asked, started_at, duration_ms, CallError("closed", ""))
     return Outcome(job.id, job.fence, job.batch_id, JobState.QUEUED, call=call)
 
 
@@ -134,7 +144,16 @@ def backoff(attempts: int) -> float:
     return float(RETRY_FIRST_S * 2**attempts * random.uniform(0.75, 1.25))
 
 
-def _call_row(job: Claimed, me: Identity, model: str, started_at: float, duration_ms: float) -> dict[str, Any]:
+def _broken_row(
+    job: Claimed, me: Identity, asked: Asked, started_at: float, duration_ms: float, error: CallError
+) -> dict[str, Any]:
+    """Of a call without an answer. What it cost nobody says: its request's price, where the server had it."""
+    row = _call_row(job, me, asked, started_at, duration_ms)
+    cost = 0.0 if isinstance(error, UNPAID) else cost_usd(asked.provider, asked.call.model, 0, 0)
+    return row | {"error_code": error.code, "cost_usd": cost}
+
+
+def _call_row(job: Claimed, me: Identity, asked: Asked, started_at: float, duration_ms: float) -> dict[str, Any]:
     """The columns of a call row; every row has all of them, so that a group is one insert."""
     return {
         "job_id": job.id,
@@ -144,7 +163,7 @@ def _call_row(job: Claimed, me: Identity, model: str, started_at: float, duratio
         "model_class": job.model_class,
         "provider": me.provider,
         "node": me.node,
-        "model_asked": model,
+        "model_asked": asked.call.model,
         "started_at": started_at,
         "duration_ms": duration_ms,
         "model_served": None,
@@ -156,4 +175,15 @@ def _call_row(job: Claimed, me: Identity, model: str, started_at: float, duratio
         "finish_reason": None,
         "leaked": False,
         "error_code": None,
+        "app": job.app,
+        "decision": job.decision,
+        "reason": job.reason,
+        "considered": dict(asked.considered),
+        "attempt": job.attempts + 1,
+        "queue_ms": waited_ms(job.queued_at, started_at),
+        "sent": True,
+        "validated": None,
+        "exit_code": None,
+        "cost_usd": 0.0,
+        "avoided_usd": 0.0,
     }

@@ -16,14 +16,20 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SPAN = re.compile(r"(\d{1,10}(?:\.\d{1,6})?)\s*([smhd]?)", re.ASCII)
 
 
+def span(text: str) -> float | None:
+    """Seconds of 90, 30m, 2h, 1d; None of anything else."""
+    found = _SPAN.fullmatch(text.strip())
+    return float(found[1]) * UNITS[found[2]] if found else None
+
+
 def understood(text: str, now: datetime) -> When | None:
     """Seconds for a span, else the moment that the text says; None where it says no time.
 
     A time of day is the next such one after `now`; what names no zone is local, by the offset of its own date.
     """
     text = text.strip()
-    if span := _SPAN.fullmatch(text):
-        return float(span[1]) * UNITS[span[2]]
+    if (seconds := span(text)) is not None:
+        return seconds
     try:
         return _next(time.fromisoformat(text), now)
     except ValueError:

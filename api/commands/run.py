@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import orjson
 
 from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, say
-from api.commands.said import said_options
+from api.commands.said import app_option, said_options
 from api.commands.submit import dispatch_now, going_on
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import When, submit_line
@@ -43,6 +44,7 @@ JSON_ERRORS = frozenset({"bad_json", "schema_mismatch"})
     "--deadline", type=Deadline(), metavar="WHEN", help="A job not done by then expires: 30m, 2h, 18:30 (24h)."
 )
 @said_options
+@app_option
 @click.option("--timeout", type=Seconds(), metavar="S", help="Exit 4 after so many seconds.")
 def run(
     category: str,
@@ -54,6 +56,7 @@ def run(
     form: str,
     deadline: When | None,
     said: Said,
+    app: str | None,
     timeout: float | None,
 ) -> None:
     """Run one job of CATEGORY with PROMPT (- is stdin), wait, and print the output."""
@@ -69,7 +72,7 @@ def run(
         orjson.dumps(line),
         name=f"run {category}",
         priority=RUN_PRIORITY,
-        said=said,
+        said=replace(said, app=app),
         deadline=DEFAULT_DEADLINE_S if deadline is None else deadline,
     )
     with going_on(batch_id):

@@ -9,10 +9,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+from pydantic import TypeAdapter, ValidationError
 
+from tasks.lines import App
 from tasks.privacy import Tier
 from tasks.routing import Consent, Said
 
+
+class _AppName(click.ParamType[str]):
+    """What a program calls itself."""
+
+    name = "app"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return TypeAdapter(App).validate_python(value)
+        except ValidationError:
+            self.fail("has 1 to 64 characters, no space at its ends and no control character", param, ctx)
+
+
+#: the program that asks, for statistics
+app_option = click.option("--app", type=_AppName(), metavar="A", help="The program that asks; see `offload stats`.")
 #: characters of a reason
 MOST_WHY = 500
 

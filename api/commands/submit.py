@@ -13,7 +13,7 @@ import click
 
 from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
-from api.commands.said import said_options
+from api.commands.said import app_option, said_options
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, Submitted, When, opened
 from api.use_cases.submitting import submit as submit_file
@@ -38,6 +38,7 @@ SAY_EVERY_LINES = 100_000
 @click.option("--deadline", type=Deadline(), metavar="WHEN", help="Jobs not done by then expire: 30m, 2h, 18:30 (24h).")
 @click.option("--depends-on", "needs", multiple=True, metavar="ID", help="Wait for that batch's end; repeatable.")
 @said_options
+@app_option
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; write the others to FILE.rejected.")
 @click.option("--wait", "waits", is_flag=True, help="Show progress, then write the results.")
 @click.option("-o", "--output", metavar="OUT", help="With --wait: where the results go (default: stdout).")
@@ -52,6 +53,7 @@ def submit(
     deadline: When | None,
     needs: tuple[str, ...],
     said: Said,
+    app: str | None,
     skip_invalid: bool,
     waits: bool,
     output: str | None,
@@ -74,7 +76,7 @@ def submit(
     pool = Pool()
     rejects = Rejects(file)
     request = Request(
-        said=replace(said, category=category),
+        said=replace(said, category=category, app=app),
         name=name,
         key=key,
         priority=priority,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.helpers import plan as plans
 from api.helpers import raw, telemetry
@@ -56,6 +56,7 @@ class Ended:
     decision: str
     reason: str
     exit_code: int
+    pooled: bool = False  #: the pool had it as a job
 
 
 def main() -> None:
@@ -78,10 +79,14 @@ def _run(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     try:
         ended = _judged(plan, asked, escalates="--escalate" in given)
+        if asked.pool and ended.exit_code not in (DISQUALIFIED, UNHEALTHY):
+            ended = replace(ended, pooled=True)
     except KeyboardInterrupt:
         ended = Ended("offload", "interrupted", INTERRUPTED)
     duration_ms = (time.monotonic() - began) * 1000.0
-    telemetry.append(plans.shown(asked.category), ended.decision, ended.reason, duration_ms, ended.exit_code)
+    telemetry.append(
+        plans.shown(asked.category), ended.decision, ended.reason, duration_ms, ended.exit_code, pooled=ended.pooled
+    )
     return ended.exit_code
 
 
@@ -130,7 +135,7 @@ def _disqualified(verdict: Verdict, asked: Asked, *, escalates: bool) -> Ended:
     from api.helpers import pooled  # all of the pool: only here
 
     code = raw.guarded(NAME, lambda: pooled.ask_cloud(NAME, asked))
-    return Ended(ended.decision, ended.reason, code) if code in (0, INTERRUPTED) else ended
+    return Ended(ended.decision, ended.reason, code, pooled=True) if code in (0, INTERRUPTED) else ended
 
 
 def _called(plan: Plan, asked: Asked) -> int:

@@ -13,9 +13,14 @@ from api.helpers import kept
 from api.helpers.answers import say
 
 
-def append(category: str, decision: str, reason: str, duration_ms: float, exit_code: int) -> None:
-    """Append a line. decision: `offload` or `escalate`; reason: `none`, or words."""
-    line = {
+def append(
+    category: str, decision: str, reason: str, duration_ms: float, exit_code: int, *, pooled: bool = False
+) -> None:
+    """Append a line. decision: `offload` or `escalate`; reason: `none`, or words.
+
+    pooled: the pool made the call and has it in its ledger; the line says so, so that it is not taken in from here.
+    """
+    line: dict[str, object] = {
         "ts": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "category": category,
         "decision": decision,
@@ -23,6 +28,8 @@ def append(category: str, decision: str, reason: str, duration_ms: float, exit_c
         "duration_ms": round(duration_ms),
         "exit_code": exit_code,
     }
+    if pooled:
+        line["pool"] = True
     raw = json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
     try:
         _write(raw)

@@ -13,8 +13,8 @@ from tasks.errors import InputError, LineFault
 from tasks.lines import JobLine
 from tasks.privacy import Reach, Tier, permits
 from tasks.providers import Provider
-from tasks.registry import CLOUD, Registry, nearest
-from tasks.routing import NOTHING, Route, Said
+from tasks.registry import Registry, nearest
+from tasks.routing import NOTHING, Route, Said, why_not
 from tasks.schemas import parse_line
 from tasks.states import JobState
 from tasks.yaml_text import Way, faults, keys, understood
@@ -36,14 +36,14 @@ def explain(registry: Registry, line: dict[str, Any], said: Said = NOTHING) -> E
     """What would become of a job line; raises InputError with its faults. Nothing is submitted."""
     route = routed(registry, line, said)
     model = line.get("model") if line.get("model") not in registry.classes else None
-    why_not = {p.name: _why_not(p, route, model, registry) for p in registry.providers.values()}
+    reasons = {p.name: _why_not(p, route, model, registry) for p in registry.providers.values()}
     return Explained(
         state=route.state.value,
         tier=route.tier.value,
         model_class=route.model_class,
         verdict=route.verdict or {},
-        provider=next((name for name, why in why_not.items() if not why), None),
-        others={name: why for name, why in why_not.items() if why},
+        provider=next((name for name, why in reasons.items() if not why), None),
+        others={name: why for name, why in reasons.items() if why},
     )
 
 
@@ -65,12 +65,8 @@ def _why_not(provider: Provider, route: Route, model: str | None, registry: Regi
         if provider.reach is Reach.CLOUD and not permits(route.tier, Reach.CLOUD):
             return f"it is {provider.reach}, and the job is {route.tier}"
         return "the job is refused"
-    if not permits(route.tier, provider.reach):
-        return f"it is {provider.reach}, and the job is {route.tier}"
-    if registry.serve(route.model_class, provider.name, None if route.escalated_from else model) is None:
-        only = f"only class {CLOUD} may do it" if route.escalated_from else f"the job is for class {route.model_class}"
-        return f"{only}, and it serves {', '.join(registry.classes_of(provider.name)) or 'nothing'}"
-    return ""
+    escalated = route.escalated_from is not None
+    return why_not(provider, route.model_class, route.tier, model, registry, escalated=escalated)
 
 
 class _Model(BaseModel):

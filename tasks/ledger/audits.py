@@ -17,6 +17,7 @@ from sqlalchemy.engine import Row
 from tasks.auditing import Audited, Opinion
 from tasks.errors import NotFound
 from tasks.ledger.database import Database, retried
+from tasks.ledger.rollups import audit_judged
 from tasks.privacy import Tier
 from tasks.sampling import CusumState, advance, probability, replay
 from tasks.states import TERMINAL, JobState
@@ -86,7 +87,7 @@ def chosen(db: Database, limit: int) -> list[Audited]:
     """Jobs that nobody was asked about yet, the oldest first."""
     with db.read() as c:
         query: Any = (
-            select(audits, jobs.c.tier, jobs.c.verdict.label("kept"), bodies.c.body, outputs.c.output)
+            select(audits, jobs.c.tier, jobs.c.app, jobs.c.verdict.label("kept"), bodies.c.body, outputs.c.output)
             .join(jobs, jobs.c.id == audits.c.job_id)
             .join(bodies, bodies.c.job_id == jobs.c.id)
             .join(outputs, outputs.c.job_id == jobs.c.id)
@@ -109,6 +110,7 @@ def _audited(row: Row[Any]) -> Audited:
         output=orjson.loads(row.output),
         consent=kept.get("consent"),
         touches=tuple(kept.get("touches", ())),
+        app=row.app,
     )
 
 
@@ -171,9 +173,11 @@ def judge(db: Database, audit_id: int, opinion: Opinion, reason: str, auditor: s
         if row.state == "judged" and not again:
             return False
         now = db.now(c)
-        values = {"state": "judged", "verdict": opinion.value, "reason": reason, "auditor": auditor, "judged_at": now}
+        first = row.judged_at or now  # an opinion given again counts in the hour of the first
+        values = {"state": "judged", "verdict": opinion.value, "reason": reason, "auditor": auditor, "judged_at": first}
         c.execute(update(audits).where(audits.c.id == audit_id).values(values))
         _move_test(c, row, opinion, now)
+        audit_judged(c, first)
     return True
 
 

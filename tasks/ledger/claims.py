@@ -46,7 +46,8 @@ class Identity:
 class Claimed:
     """A job in a worker's hand, with all that is needed to run it.
 
-    escalated: it was meant for another class. claimed_at: by the ledger's clock. taken_back: from a dead worker.
+    escalated: it was meant for another class. claimed_at, queued_at (since when it waits): by the ledger's clock.
+    taken_back: from a dead worker. decision, reason, app: what telemetry says of its calls.
     """
 
     id: int
@@ -64,6 +65,10 @@ class Claimed:
     escalated: bool = False
     claimed_at: float = 0.0
     taken_back: bool = False
+    queued_at: float = 0.0
+    decision: str = "offload"
+    reason: str | None = None
+    app: str = ""
 
 
 #: what a claim reads of a job
@@ -81,6 +86,10 @@ _OF_JOB = (
     jobs.c.tier,
     jobs.c.verdict,
     jobs.c.escalated_from,
+    jobs.c.queued_at,
+    jobs.c.decision,
+    jobs.c.escalation,
+    jobs.c.app,
     jobs.c.rank,
     jobs.c.line,
 )
@@ -156,6 +165,10 @@ def _claimed(row: Row[Any], body: bytes, now: float) -> Claimed:
         escalated=row.escalated_from is not None,
         claimed_at=now,
         taken_back=row.taken_back_at is not None,
+        queued_at=row.queued_at,
+        decision=row.decision,
+        reason=row.escalation,
+        app=row.app,
     )
 
 

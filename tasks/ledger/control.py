@@ -25,7 +25,7 @@ from tasks.ledger.retries import BeingRetried, family, newest
 from tasks.ledger.submit import DEFAULT_DEADLINE_S, LOADING_SILENT_S
 from tasks.policy import Action
 from tasks.privacy import Tier
-from tasks.routing import Route
+from tasks.routing import Decision, Route
 from tasks.schemas import NewJob, sampled
 from tasks.states import BatchState, JobState
 from tasks.tables import Batch, Body, Dependency, Job, Slice
@@ -216,9 +216,11 @@ def _new_job(row: Row[Any], body: bytes, category: Category | None) -> NewJob:
             tier=Tier(row.tier),
             escalated_from=None if at_home else row.escalated_from,
             verdict=verdict,
+            decision=Decision.OFFLOAD if at_home else Decision(row.decision),
         ),
         template=template,
         audit=share,
+        app=row.app,
     )
 
 

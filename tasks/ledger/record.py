@@ -15,15 +15,18 @@ from sqlalchemy.sql.elements import ColumnElement
 from tasks.ledger.claims import still_held
 from tasks.ledger.database import Database, is_unable, parts
 from tasks.ledger.endings import count_ended
+from tasks.ledger.unsent import note_unsent
 from tasks.registry import CLOUD
-from tasks.states import TERMINAL, JobState
+from tasks.rollups import hour_of
+from tasks.routing import Decision
+from tasks.states import COUNTED, TERMINAL, JobState
 from tasks.tables import AT_ONCE, CallRow, Job, Output
 
 #: tries of a group before it is written row by row
 GROUP_TRIES = 4
 #: how a row is refused for what it holds: by the database, or by its driver (a lone surrogate, an integer over 64 bits,
 #: a value of another type than its column's)
-UNWRITABLE = (StatementError, UnicodeError, OverflowError, TypeError)
+UNWRITABLE = (StatementError, ValueError, OverflowError, TypeError)
 
 jobs = Job.__table__  # type: ignore[attr-defined]
 outputs = Output.__table__  # type: ignore[attr-defined]
@@ -68,6 +71,7 @@ _UPDATE = (
         state=bindparam("b_state"),
         attempts=jobs.c.attempts + bindparam("b_attempts"),
         due_at=bindparam("b_due"),
+        queued_at=bindparam("b_queued"),
         lease_until=None,
         started_at=None,
         finished_at=bindparam("b_finished"),
@@ -151,15 +155,25 @@ def _write(db: Database, ordered: list[Outcome]) -> int:
             if o.escalation is not None:
                 escalate(c, jobs.c.id == o.job_id, o.escalation)
         _write_outputs(c, fresh)
-        rows = [o.call | {"stale": id(o) in stale} for o in ordered if o.call is not None]
-        if rows:
+        if rows := [_call(o, id(o) in stale) for o in ordered if o.call is not None]:
             c.execute(insert(calls), rows)
+        for some in parts([o.job_id for o in fresh if o.call is None and o.state in COUNTED]):
+            note_unsent(c, now, jobs.c.id.in_(some))
         ended: defaultdict[str, Counter[JobState]] = defaultdict(Counter)
         for o in fresh:
             if o.state in TERMINAL:
                 ended[o.batch_id][o.state] += 1
         count_ended(c, ended, now)
     return len(stale)
+
+
+def _call(o: Outcome, stale: bool) -> dict[str, Any]:
+    """An outcome's call row; what only a commit decides is added: whether it counts, and what it ended."""
+    assert o.call is not None
+    row = o.call | {"stale": stale, "ended": o.state.value if o.state in COUNTED and not stale else None}
+    row["hour"] = hour_of(row["started_at"] + row.get("duration_ms", 0) / 1000)
+    row["avoided_usd"] = row.get("avoided_usd", 0.0) if row["ended"] == JobState.DONE else 0.0
+    return row
 
 
 def _fresh(outcomes: Sequence[Outcome], held: Mapping[int, int]) -> list[Outcome]:
@@ -185,7 +199,13 @@ def escalate(c: Connection, which: ColumnElement[bool], why: str) -> int:
     return c.execute(
         update(jobs)
         .where(which, jobs.c.state == JobState.QUEUED)
-        .values(escalated_from=jobs.c.model_class, model_class=CLOUD, escalation=why, attempts=0)
+        .values(
+            escalated_from=jobs.c.model_class,
+            model_class=CLOUD,
+            escalation=why,
+            decision=Decision.FALLBACK.value,
+            attempts=0,
+        )
     ).rowcount
 
 
@@ -203,6 +223,7 @@ def _parameters(o: Outcome, now: float) -> dict[str, Any]:
         "b_state": o.state,
         "b_attempts": o.attempts,
         "b_due": now + o.delay if o.delay else AT_ONCE,
+        "b_queued": now + o.delay,
         "b_finished": now if terminal else None,
         "b_model": o.served_model,
         "b_provider": o.provider,

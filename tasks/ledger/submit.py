@@ -17,6 +17,7 @@ from tasks.ledger.database import Database, parts, retried
 from tasks.ledger.endings import close_batches
 from tasks.ledger.retries import begin_alone
 from tasks.ledger.strata import add_samples, drop_samples
+from tasks.ledger.unsent import note_unsent
 from tasks.schemas import NewJob
 from tasks.states import BatchState, JobState
 from tasks.tables import AT_ONCE, Batch, Body, Dependency, Job
@@ -228,10 +229,13 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
         "verdict": orjson.dumps(job.route.verdict) if job.route.verdict else None,
         "escalated_from": job.route.escalated_from,
         "escalation": job.route.words if job.route.escalated_from else None,
+        "decision": job.route.decision.value,
+        "app": job.app,
         "state": job.route.state,
         "priority": priority,
         "rank": rank,
         "due_at": AT_ONCE,
+        "queued_at": now,
         "finished_at": now if refused else None,
         "error_code": "refused" if refused else None,
         "error_message": job.route.words if refused else None,
@@ -254,6 +258,7 @@ def _open(db: Database, batch_id: str) -> None:
         )
         if opened.rowcount != 1:
             raise PoolError(GIVEN_UP)
+        note_unsent(c, now, jobs.c.batch_id == batch_id, jobs.c.state == JobState.REFUSED)
         close_batches(c, [batch_id], now)
 
 

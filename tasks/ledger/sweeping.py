@@ -15,6 +15,7 @@ from tasks.ledger.database import IN_LIST, STANDS_STILL_S, Database, locked, par
 from tasks.ledger.endings import count_ended, end_all
 from tasks.ledger.record import escalate
 from tasks.privacy import Tier
+from tasks.rollups import hour_of, waited_ms
 from tasks.states import BatchState, JobState
 from tasks.tables import AT_ONCE, IS_OUT, Batch, CallRow, Job, Slice, Worker
 
@@ -70,12 +71,14 @@ def _take_back_some(db: Database) -> tuple[int, int]:
         rows = _expired(c, now)
         alone = _alone(c, rows)
         ended: defaultdict[str, Counter[JobState]] = defaultdict(Counter)
+        poisoned = set()
         for row in rows:
             poison = row.started_at is not None and row.id in alone and row.crashes_alone + 1 >= POISON_CRASHES
             _take_back(c, row, now, alone=row.id in alone, poison=poison)
             if poison:
+                poisoned.add(row.id)
                 ended[row.batch_id][JobState.FAILED] += 1
-        if dead := [_dead_call(row, now) for row in rows if row.started_at is not None]:
+        if dead := [_dead_call(row, now, row.id in poisoned) for row in rows if row.started_at is not None]:
             c.execute(insert(calls), dead)
         count_ended(c, ended, now)
     return len(rows), sum(n.total() for n in ended.values())
@@ -116,6 +119,7 @@ def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison:
         "lease_until": None,
         "started_at": None,
         "due_at": AT_ONCE,
+        "queued_at": now,
         "taken_back_at": now,
         "crashes": row.crashes + crashed,
         "crashes_alone": row.crashes_alone + (crashed and alone),
@@ -133,7 +137,7 @@ def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison:
     )
 
 
-def _dead_call(row: Row[Any], now: float) -> dict[str, Any]:
+def _dead_call(row: Row[Any], now: float, poisoned: bool) -> dict[str, Any]:
     node, _, provider = (row.worker or "/").partition("/")
     return {
         "job_id": row.id,
@@ -147,6 +151,13 @@ def _dead_call(row: Row[Any], now: float) -> dict[str, Any]:
         "started_at": row.started_at,
         "duration_ms": (now - row.started_at) * 1000,
         "error_code": "worker_died",
+        "hour": hour_of(now),
+        "app": row.app,
+        "decision": row.decision,
+        "reason": row.escalation,
+        "attempt": row.attempts + 1,
+        "queue_ms": waited_ms(row.queued_at, row.started_at),
+        "ended": JobState.FAILED.value if poisoned else None,
     }
 
 

@@ -47,6 +47,8 @@ def test_make_demo_shows_a_batch_and_leaves_nothing(clone: Path, tmp_path: Path)
         row = next(line.split() for line in out.splitlines() if line.startswith(f"{category} "))
         assert int(row[1]) > 0, row
         assert row[2:4] == ["0", "0"], row
+    head = next(line for line in out.splitlines() if line.startswith("category ") and " decision " in line)
+    assert head.split()[:6] == ["category", "model", "node", "decision", "calls", "done"], "the hour's rollups"
     assert "offload up" in out
     assert "Traceback" not in out + err
     assert list(temporary.iterdir()) == []

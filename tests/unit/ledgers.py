@@ -22,6 +22,7 @@ from tasks.routing import Route
 from tasks.schemas import NewJob
 from tasks.settings import Times
 from tasks.states import ANSWERED, LIVE, MOVES, TERMINAL, BatchState, JobState
+from tasks.states import COUNTED as COUNTED_STATES
 from tasks.tables import Batch, CallRow, Job, Slice, Worker
 from tests.unit.databases import ClockedDatabase
 
@@ -175,7 +176,7 @@ class Ledger:
     def check(self) -> Seen:
         """The promises that hold after every transaction, whatever it was; what there is."""
         with self.db.read() as c:
-            moves, touched, slices, batches, jobs, outputs = (c.execute(look).all() for look in _LOOKS)
+            moves, touched, slices, batches, jobs, outputs, ends = (c.execute(look).all() for look in _LOOKS)
         assert not [m for m in moves if m.becomes not in MOVES.get(JobState(m.was), frozenset())]
         assert not touched, "what has ended was written to"
         sent = {row.id for row in slices}
@@ -188,6 +189,9 @@ class Ledger:
             assert (job.state in TERMINAL) == (job.finished_at is not None)
         answered = {(j.id, j.fence) for j in jobs if j.state in ANSWERED}
         assert {(o.job_id, o.fence) for o in outputs} == answered, "one answer each, under the fence of its job"
+        opened = {batch.id for batch in batches if batch.opened_at is not None}
+        counted = Counter((j.id, str(j.state)) for j in jobs if j.state in COUNTED_STATES and j.batch_id in opened)
+        assert Counter(tuple(end) for end in ends) == counted, "telemetry has every end that it counts, once"
         return Seen({b.id: b for b in batches}, {j.id: j for j in jobs})
 
 
@@ -206,6 +210,7 @@ _LOOKS = (
     text("SELECT * FROM batches"),
     text("SELECT * FROM jobs"),
     text("SELECT job_id, fence FROM outputs"),
+    text("SELECT job_id, ended FROM calls WHERE ended IS NOT NULL AND job_id > 0"),
 )
 
 

@@ -145,7 +145,7 @@ FAULTS: dict[str, tuple[Any, dict[str, str]]] = {
     "a model not everywhere": (line(model="half"), {"model": "model 'half': no class is served by it whole"}),
     "a misspelt field": (line(max_token=5), {"max_token": "unknown field (did you mean 'max_tokens'?)"}),
     "our word for json": (line(json_=True), {"json_": "unknown field (did you mean 'json'?)"}),
-    "a field nothing is near": (line(zzz=1), {"zzz": "unknown field (known: category, for, id, input, json"}),
+    "a field nothing is near": (line(zzz=1), {"zzz": "unknown field (known: app, category, for, id, input, json"}),
     "a misspelt field of a message": (
         {"category": "chat", "messages": [{"role": "user", "contnt": "x"}]},
         {"messages.0.contnt": "(did you mean 'content'?)"},
