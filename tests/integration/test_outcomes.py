@@ -108,7 +108,7 @@ def _calls(pool: TestPool, batch: str) -> dict[str, list[str | None]]:
     found: dict[str, list[str | None]] = {r["id"]: [] for r in pool.results(batch)}
     with pool.db.read() as c:
         ids: dict[int, str] = dict(c.exec_driver_sql("SELECT id, line_id FROM jobs WHERE batch_id = ?", (batch,)).all())
-        for row in c.execute(select(calls).where(calls.c.batch_id == batch).order_by(calls.c.id)):
+        for row in c.execute(select(calls).where(calls.c.batch_id == batch, calls.c.sent).order_by(calls.c.id)):
             found[ids[row.job_id]].append(row.error_code)
     return found
 

@@ -20,8 +20,9 @@ def test_a_claim_takes_its_slice(ledger: Ledger) -> None:
     first, second, third, fourth = ledger.jobs(batch_id)
     assert [j.id for j in held] == [first.id, third.id, second.id, fourth.id]
     assert held[0] == Claimed(
-        first.id, 1, batch_id, "summarize", "small", None, 3, 0, 0, b'{"prompt":"x"}', claimed_at=ledger.db.time
-    )
+        first.id, 1, batch_id, "summarize", "small", None, 3, 0, 0, b'{"prompt":"x"}',
+        claimed_at=ledger.db.time, queued_at=first.queued_at,
+    )  # fmt: skip
     for job in ledger.jobs(batch_id):
         assert (job.state, job.fence, job.worker, job.run_id) == ("running", 1, me.name, me.run_id)
         assert job.lease_until == ledger.db.time + TIMES.lease
