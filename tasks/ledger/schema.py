@@ -87,9 +87,10 @@ def revision(database: Database) -> str | None:
 def revision_in(c: Connection) -> str | None:
     """The same, inside a transaction."""
     there = inspect(c)
+    has_jobs = there.has_table("jobs")  # first: another process may make both at once, between two looks
     if there.has_table(VERSIONS):
         return str(c.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar() or UNRELEASED)
-    return UNRELEASED if there.has_table("jobs") else None
+    return UNRELEASED if has_jobs else None
 
 
 def upgrade(at: str | Path, times: Times) -> tuple[str | None, str]:

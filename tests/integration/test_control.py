@@ -24,7 +24,7 @@ jobs = Job.__table__  # type: ignore[attr-defined]
 #: calls at once of the pool's one worker
 IN_FLIGHT = 4
 #: answered after so many seconds; never
-SLOW, STUCK = "[[sim:delay=0.3]]", "[[sim:delay=600]]"
+SLOW, SLOWER, STUCK = "[[sim:delay=0.3]]", "[[sim:delay=1]]", "[[sim:delay=600]]"
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def states(pool: TestPool, batch: str) -> list[str]:
 
 def test_pause_and_resume(pool_: TestPool) -> None:
     """Within a second nothing more of it starts; what runs finishes; after resume the rest is done."""
-    batch = pool_.submit(summaries(32, SLOW))
+    batch = pool_.submit(summaries(24, SLOWER))
     eventually(lambda: pool_.batch(batch).done > 0, "some are done")
     ran = pool_.cli("pause", batch, "--json")
     assert ran.code == 0
     assert 0 < ran.json["running"] <= 3 * IN_FLIGHT
-    ended = 32 - ran.json["queued"]
+    ended = 24 - ran.json["queued"]
     eventually(lambda: pool_.batch(batch).done == ended, "what ran is done")
     assert "paused" in pool_.cli("batches").text
     status = pool_.cli("status", batch, "--json").json
@@ -85,7 +85,7 @@ def test_pause_and_resume(pool_: TestPool) -> None:
     pool_.finished(other)
     assert pool_.batch(batch).done == ended
     assert pool_.cli("resume", batch).code == 0
-    assert len(pool_.finished(batch)) == 32
+    assert len(pool_.finished(batch)) == 24
     for command in ("pause", "resume"):
         again = pool_.cli(command, batch)
         assert again.code == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.config import parse
@@ -365,6 +365,7 @@ lines_ = st.dictionaries(
 )
 
 
+@settings(deadline=None)  # it is not about time
 @given(lines_, st.sampled_from(["summarize", "embed", "nothing"]))
 @example({"schema": {"$ref": CANARY}, "prompt": CANARY}, "summarize")
 @example({"schema": {"enum": CANARY}, "prompt": CANARY}, "summarize")
