@@ -134,7 +134,7 @@ def test_escalate_gets_the_clouds_answer(home: Home, pool: TestPool, simulator: 
     assert "simulated" in ran.text
     assert simulator.calls()[-1]["model"] == CLOUD_MODEL
     assert '"decision":"escalate","reason":"security path"' in line(home)
-    assert line(home).endswith('"exit_code":0}')
+    assert line(home).endswith('"exit_code":0,"pool":true}'), "its call is in the ledger: rollups leave this line out"
     assert home.anchor("classify", "x", "--escalate").stderr.startswith("[offload] model=gemma3:4b")
 
 
