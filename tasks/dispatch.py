@@ -84,11 +84,11 @@ def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Se
         live = _live_workers(c, now - times.worker_gone)
         furthest = _named(reaches, live)
         queues = _queues(c, furthest, now)
-        fresh = _unclaimed(c, slices.c.sent_at > now - times.slice_lost / 2)
+        unclaimed, fresh = _unclaimed(c), _unclaimed(c, slices.c.sent_at > now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
-        turns = {s.name: next_turn(s, waiting, fresh, now, times.turn) for s in live}
+        turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in live}
         _keep_turns(c, live, turns, now)
-        out, held, unclaimed = _out(c), _held(c), _unclaimed(c)
+        out, held = _out(c), _held(c)
         sent: list[Sent] = []
         for name, found in queues.items():
             queue = _Queue(name, _tiers(furthest[name]), now)

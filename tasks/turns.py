@@ -49,8 +49,8 @@ def next_turn(
 ) -> str | None:
     """The class a worker is sent now; None when nothing it serves waits.
 
-    `unclaimed` are the classes with slices just sent: one that is empty but for those keeps its turn, because a
-    worker may take another class's slice before them.
+    `unclaimed` are the classes with slices that nobody has claimed: one that is empty but for those keeps its turn,
+    because a worker may take another class's slice before them.
     """
     mine = {name: waiting[name] for name in worker.classes if name in waiting}
     if not mine:
