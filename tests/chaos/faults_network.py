@@ -19,6 +19,7 @@ def cut_off(s: Strike) -> None:
     dead = s.random.random() < 0.3
     s.note = f"{victim.name} from {what}, {how}{', its connections never come back' if dead else ''}"
     s.busy(s.site.nodes)
+    s.breaks_sockets()
     for proxy in ways[what]:
         _break(proxy, how)
         s.later(functools.partial(proxy.heal, dead=dead))
@@ -54,6 +55,7 @@ def black_hole(s: Strike) -> None:
     s.note = f"{seconds:.1f} s, then {'dead connections' if dead else 'they go on'}"
     proxies = [*(node.redis for node in s.site.every_node), s.site.beat_redis]
     s.busy(s.site.nodes)
+    s.breaks_sockets()
     s.struck_all()
     for proxy in proxies:
         proxy.hole()

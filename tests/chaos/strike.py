@@ -186,6 +186,10 @@ class Strike:
         self.excused |= {node.name for node in nodes}
         self._idle.excused = self.excused
 
+    def breaks_sockets(self) -> None:
+        """Connections to Redis may die in silence: whoever has one may stand idle until it is noticed."""
+        self._idle.sockets_s = SOCKETS_S
+
     def healed(self) -> None:
         """The fault is over; recovery counts from here."""
         self.began = time.monotonic()

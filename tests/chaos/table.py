@@ -99,7 +99,7 @@ class Tally:
         for number in numbers:
             old, new = self.rows[ledger, number], Row()
             new.before, new.jobs = self.verdict(ledger, number).removeprefix("RED: "), old.jobs
-            new.told = [f"{told}, then struck again" for told in old.told]
+            new.told = [f"struck again after {told}" for told in old.told]
             self.rows[ledger, number] = new
 
     @property

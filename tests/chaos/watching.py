@@ -54,6 +54,7 @@ class Idle(threading.Thread):
         self._found: dict[str, str] = {}
         self._stopping = threading.Event()
         self.load = Load()
+        self.sockets_s = 0.0  #: a strike's own: until clients of Redis notice connections that died in silence
 
     def run(self) -> None:
         while not self._stopping.wait(2 * self._site.look):
@@ -81,7 +82,7 @@ class Idle(threading.Thread):
         )
 
     def _most(self) -> float:
-        return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean()
+        return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean() + self.sockets_s
 
     def take(self) -> list[str]:
         """What was seen since the last time."""
