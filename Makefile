@@ -47,7 +47,7 @@ bench-rollup: setup  ## how long an hour of a million calls takes to sum, and in
 
 chaos-short: setup  ## about 5 minutes: the proof of the proof, then every fault on both ledgers, times divided by ten
 	@$(PY) -m pytest -q tests/chaos
-	@$(PY) -m tests.chaos --ledger both --runs 1 --pools 2 --again 2
+	@$(PY) -m tests.chaos --ledger both --runs 1 --pools 2 --again 3
 
 chaos: setup  ## the same for as long as asked, with the times of production: make chaos MINUTES=60
 	@$(PY) -m tests.chaos --ledger both --minutes $(MINUTES) --divisor 1 --pools 6

@@ -11,7 +11,8 @@ from tests.chaos import faults_models as models
 from tests.chaos import faults_network as network
 from tests.chaos import faults_redis as redis
 from tests.chaos import faults_workers as workers
-from tests.chaos.strike import SOCKETS_S, START_S, Fault
+from tests.chaos.strike import START_S, Fault
+from tests.chaos.watching import SOCKETS_S
 
 TABLE: dict[int, Fault] = {
     fault.number: fault

@@ -6,7 +6,8 @@ import functools
 import time
 
 from tests.chaos.proxy import Proxy
-from tests.chaos.strike import SOCKETS_S, Strike
+from tests.chaos.strike import Strike
+from tests.chaos.watching import SOCKETS_S
 
 
 def cut_off(s: Strike) -> None:

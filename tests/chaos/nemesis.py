@@ -88,7 +88,7 @@ class Nemesis:
         report.wasted = 0 if strike.provoked else len(again)
         report.load = self._idle.load.mean()
         self._judge(strike, report, again)
-        self._idle.excused, self._idle.sockets_s = set(), 0.0
+        self._idle.excused = set()
         report.took = time.monotonic() - before
         return report
 

@@ -19,7 +19,7 @@ from tests.chaos.checks import Wrong
 from tests.chaos.client import Client, Submission
 from tests.chaos.pool import Node, Site
 from tests.chaos.roles import Role
-from tests.chaos.watching import ALLOWANCE_S, Idle
+from tests.chaos.watching import ALLOWANCE_S, SOCKETS_S, Idle
 from tests.support.waiting import eventually
 
 calls = CallRow.__table__  # type: ignore[attr-defined]
@@ -31,9 +31,6 @@ START_S = 2.0
 PATIENCE_S = 10.0
 #: calls, one after another, in whose time what was hit may end, once it was claimed again
 SETTLE_CALLS = 6
-#: seconds until a client of Redis notices a connection that died in silence, and works again: its socket timeouts
-#: and health checks (tasks/app.py) are no times of ours and are not divided
-SOCKETS_S = 35.0
 
 
 @dataclass(frozen=True)
@@ -187,8 +184,9 @@ class Strike:
         self._idle.excused = self.excused
 
     def breaks_sockets(self) -> None:
-        """Connections to Redis may die in silence: whoever has one may stand idle until it is noticed."""
-        self._idle.sockets_s = SOCKETS_S
+        """Connections to Redis may die in silence, from now to the end of this strike."""
+        self._idle.sockets_broke()
+        self.later(self._idle.sockets_broke)
 
     def healed(self) -> None:
         """The fault is over; recovery counts from here."""

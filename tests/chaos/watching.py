@@ -17,6 +17,9 @@ from tests.chaos.pool import Node, Site
 ALLOWANCE_S = 2.0
 #: I9: seconds, divided, that a worker may have half of its room free while due work waits
 IDLE_S = 10.0
+#: seconds until a client of Redis notices a connection that died in silence, and works again: its socket timeouts
+#: and health checks (tasks/app.py) are no times of ours and are not divided
+SOCKETS_S = 35.0
 #: seconds beyond which nobody may stand still in a transaction: PostgreSQL ends it, or the next sweep but one
 FROZEN_S = STANDS_STILL_S + 1.0
 
@@ -54,7 +57,7 @@ class Idle(threading.Thread):
         self._found: dict[str, str] = {}
         self._stopping = threading.Event()
         self.load = Load()
-        self.sockets_s = 0.0  #: a strike's own: until clients of Redis notice connections that died in silence
+        self._sockets_until = 0.0  #: monotonic; clients of Redis notice connections that died in silence by then
 
     def run(self) -> None:
         while not self._stopping.wait(2 * self._site.look):
@@ -82,7 +85,12 @@ class Idle(threading.Thread):
         )
 
     def _most(self) -> float:
-        return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean() + self.sockets_s
+        sockets_s = SOCKETS_S if time.monotonic() < self._sockets_until else 0.0
+        return IDLE_S / self._site.divisor + ALLOWANCE_S * self.load.mean() + sockets_s
+
+    def sockets_broke(self) -> None:
+        """Connections to Redis died in silence, or did until now: whoever had one may stand idle for a while."""
+        self._sockets_until = time.monotonic() + SOCKETS_S
 
     def take(self) -> list[str]:
         """What was seen since the last time."""
