@@ -183,9 +183,9 @@ def test_deadlines(pool_: TestPool) -> None:
 
 def test_a_high_priority_goes_first(pool_: TestPool) -> None:
     """On a busy pool 20 urgent jobs end before anything of the long batch that was not in hand when they came."""
-    low = pool_.submit(summaries(300, "[[sim:delay=0.1]]"))
+    low = pool_.submit(summaries(300, SLOW))
     eventually(lambda: pool_.batch(low).done > 10, "the pool is busy")
-    high = pool_.cli("submit", "-", "--priority", "9", stdin=jsonl(summaries(20, "[[sim:delay=0.1]]"))).text
+    high = pool_.cli("submit", "-", "--priority", "9", stdin=jsonl(summaries(20, SLOW))).text
     place = pool_.cli("status", low, "--json").json["position"]
     assert (place["batches_ahead"], place["jobs_ahead"] > 0) == (1, True)
     assert "ahead of it: " in pool_.cli("status", low).text
