@@ -1,7 +1,7 @@
 """What time makes: periodic services, sent by Celery beat and run by the scheduler queue's worker.
 
     beat.py      one table: what, when, how long a tick is worth running, why
-    sweep.py     takes back what nobody reports, sends again what got lost
+    sweep.py     takes back what nobody reports, sends again what got lost, ends transactions of frozen processes
     service.py   when a service runs: on beat's tick, or by its process's own clock when none comes
     dead_classes.py  what waits for a class that nobody serves goes on to the cloud, where it may
     audit.py     second opinions on finished jobs

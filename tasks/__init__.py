@@ -19,6 +19,10 @@ Pure, importing no server and no database:
     sampling      whom the audit draws, what share is right, when it has dropped
     eta           when a batch will be over: an honest guess from numbers alone
     budget        what a call takes of its provider's limits
+    pricing       what a call costs, and what its tokens would have cost at the cloud
+    sketches      quantiles of many values in little memory
+    rollups       what an hour's calls come to
+    helper_log    the helpers' log: where it was read to, and which lines are new
     turns         which class a provider serves next, and how many jobs are sent
 
 Shells:

@@ -13,6 +13,8 @@
     control    batches paused, resumed, retried, and cancelled with what they depend on
     retries    which batches are retries of which, and the newest state of a line
     sweeping   what nobody reports: leases that ran out, slices that got lost, loads given up
+    rollups    hours of calls, summed, closed and pruned; `unsent` are the rows of jobs that ended without a call
+    taking     what the helpers logged becomes calls, each once
     reading    status and results
     standing   what a batch waits for, what is before and beside it, and how fast its classes go
     nodes      what people want of nodes, and how far their workers are with it
