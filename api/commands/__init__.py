@@ -25,6 +25,8 @@ from typing import Any
 
 import click
 
+from api.interrupts import INTERRUPTED, heed_swallowed
+
 #: command -> (module of this package, attribute, what `offload --help` says)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "submit": ("submit", "submit", "Submit a file of jobs; print the batch's id."),
@@ -96,6 +98,7 @@ def cli() -> None:
 
 def main() -> None:
     """The `offload` executable."""
+    heed_swallowed()
     sys.exit(run_cli(sys.argv[1:]))
 
 
@@ -110,7 +113,7 @@ def run_cli(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         code = stop.code
     except click.exceptions.Abort:
-        code = 130
+        code = INTERRUPTED
     except click.ClickException as error:
         error.show()
         code = error.exit_code

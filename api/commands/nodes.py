@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from api.commands.output import Seconds, print_json, progress_line, say, seconds, table
+from api.interrupts import INTERRUPTED
 from api.use_cases.nodes import Following, NodeWorker, all_workers, follow, want, without_workers
 from api.use_cases.pool import Pool
 from tasks.errors import NotInTime, PoolError
@@ -91,7 +92,7 @@ def _want(name: str, wanted: Wanted, no_wait: bool, timeout: float | None, as_js
                         write(f"{name}: {_describe(last)}", False)
     except KeyboardInterrupt:
         say(f"\nit goes on: {name} {WORDS[wanted]} as soon as it can; look with: offload nodes")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     workers = last.workers if last else [w for w in all_workers(pool) if w.node == name]
     if as_json:
         print_json([asdict(w) for w in workers])

@@ -14,7 +14,8 @@ import orjson
 from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, say
 from api.commands.said import app_option, said_options
-from api.commands.submit import dispatch_now, going_on
+from api.commands.submit import dispatch_now
+from api.interrupts import GoingOn
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import When, submit_line
 from tasks.errors import InputError, LineFault
@@ -67,15 +68,17 @@ def run(
     if schema is not None:
         line["schema"] = _schema(schema)
     pool = Pool()
-    batch_id = submit_line(
-        pool,
-        orjson.dumps(line),
-        name=f"run {category}",
-        priority=RUN_PRIORITY,
-        said=replace(said, app=app),
-        deadline=DEFAULT_DEADLINE_S if deadline is None else deadline,
-    )
-    with going_on(batch_id):
+    with GoingOn() as going:
+        batch_id = submit_line(
+            pool,
+            orjson.dumps(line),
+            name=f"run {category}",
+            priority=RUN_PRIORITY,
+            said=replace(said, app=app),
+            deadline=DEFAULT_DEADLINE_S if deadline is None else deadline,
+            on_opening=going.opening,
+        )
+        going.begun(batch_id)
         if reading.one_job(pool.db, batch_id).state not in TERMINAL:  # the policy may have refused it
             dispatch_now(pool)
         job = _wait(pool, batch_id, timeout)

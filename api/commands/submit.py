@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +12,7 @@ import click
 from api.commands.deadlines import Deadline
 from api.commands.output import Seconds, check_writable, print_json, say, show_progress, write_results
 from api.commands.said import app_option, said_options
+from api.interrupts import GoingOn
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, Submitted, When, opened
 from api.use_cases.submitting import submit as submit_file
@@ -86,11 +85,12 @@ def submit(
         on_fault=_say_fault,
         on_progress=_say_progress,
     )
-    with opened(file, sys.stdin.buffer) as source:
-        done = submit_file(pool, source, request)
     to_stdout = not waits or output not in (None, "-")
-    _announce(done, rejects, to_stdout=to_stdout, as_json=as_json)
-    with going_on(done.batch_id):
+    with GoingOn() as going:
+        with opened(file, sys.stdin.buffer) as source:
+            done = submit_file(pool, source, replace(request, on_opening=going.opening))
+        going.begun(done.batch_id)
+        _announce(done, rejects, to_stdout=to_stdout, as_json=as_json)
         dispatch_now(pool)
         if waits:
             last = show_progress(watch(pool, done.batch_id, timeout))
@@ -104,16 +104,6 @@ def submit(
                     f"the results cannot be written ({reason}); they are kept: offload results {done.batch_id}"
                 ) from None
             sys.exit(exit_code(last))
-
-
-@contextmanager
-def going_on(batch_id: str) -> Iterator[None]:
-    """Ctrl-C in here leaves the batch running and says how to come back."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"\nthe batch goes on; come back with: offload wait {batch_id}; offload results {batch_id}")
-        sys.exit(130)
 
 
 class Rejects:

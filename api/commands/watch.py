@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from api.commands.output import Seconds, print_json, say, seconds, show_progress, table
-from api.commands.submit import exit_code, going_on
+from api.commands.submit import exit_code
+from api.interrupts import GoingOn
 from api.use_cases.outlook import Outlook, outlook
 from api.use_cases.pool import Pool
 from api.use_cases.watching import counts, is_running, live_workers, now, watch
@@ -25,7 +26,7 @@ from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 def wait(batch_id: str, timeout: float | None, as_json: bool) -> None:
     """Wait until batch ID is over; exit 6 when some of its jobs were not done."""
     pool = Pool()
-    with going_on(batch_id):
+    with GoingOn(batch_id):
         last = show_progress(watch(pool, batch_id, timeout))
     if as_json:
         print_json({"id": batch_id, "state": last.state, "total": last.total, **last.counts})

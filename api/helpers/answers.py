@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-#: exit codes: usage or configuration; the answer is no JSON; interrupted; anything else
-USAGE, NOT_JSON, INTERRUPTED, FAILED = 2, 3, 130, 1
+#: exit codes: usage or configuration; the answer is no JSON; anything else
+USAGE, NOT_JSON, FAILED = 2, 3, 1
 
 _FENCE = re.compile(r"```[ \t]*(?:json)?[ \t]*\r?\n(.*)```", re.IGNORECASE | re.DOTALL)
 _BLANKS = " \t\r\n"

@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 
 from api.helpers import plan as plans
 from api.helpers import raw, telemetry
-from api.helpers.answers import INTERRUPTED, NOT_JSON, print_output, say
+from api.helpers.answers import NOT_JSON, print_output, say
 from api.helpers.arguments import ALL, NONE, ONE, Given, category_and_prompt, check_text, parse
 from api.helpers.health import is_healthy
 from api.helpers.plan import Plan
 from api.helpers.raw import Asked
+from api.interrupts import INTERRUPTED, heed_swallowed
 from tasks import policy
 from tasks.policy import Action, Facts, Verdict
 
@@ -61,6 +62,7 @@ class Ended:
 
 def main() -> None:
     """The `anchor-offload` executable."""
+    heed_swallowed()
     sys.exit(run(sys.argv[1:]))
 
 

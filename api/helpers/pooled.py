@@ -8,10 +8,11 @@ from typing import Any
 import orjson
 
 from api.commands.run import JSON_ERRORS, RUN_PRIORITY, why_not
-from api.commands.submit import dispatch_now, going_on
+from api.commands.submit import dispatch_now
 from api.helpers.answers import FAILED, Answer, deliver, print_output, say
 from api.helpers.plan import shown
 from api.helpers.raw import Asked
+from api.interrupts import GoingOn
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import submit_line
 from api.use_cases.watching import is_running, live_workers
@@ -76,14 +77,16 @@ def _done(pool: Pool, name: str, asked: Asked, tier: Tier | None) -> Any:
         raise UsageError(f"unknown category {shown(asked.category)}{near}")
     line: dict[str, Any] = {"category": asked.category, "prompt": asked.prompt}
     said = Said(touches=asked.touches, audience=asked.audience, security=asked.security, tier=tier)
-    batch_id = submit_line(
-        pool,
-        orjson.dumps(line | ({"json": True} if asked.json else {})),
-        name=f"{name} {asked.category}",
-        priority=RUN_PRIORITY,
-        said=said,
-    )
-    with going_on(batch_id):
+    with GoingOn() as going:
+        batch_id = submit_line(
+            pool,
+            orjson.dumps(line | ({"json": True} if asked.json else {})),
+            name=f"{name} {asked.category}",
+            priority=RUN_PRIORITY,
+            said=said,
+            on_opening=going.opening,
+        )
+        going.begun(batch_id)
         job = reading.one_job(pool.db, batch_id)
         if job.state not in TERMINAL:  # the policy may have refused it
             dispatch_now(pool)

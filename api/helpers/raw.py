@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from api.helpers import plan as plans
-from api.helpers.answers import FAILED, INTERRUPTED, USAGE, Answer, deliver, one_json, print_output, say
+from api.helpers.answers import FAILED, USAGE, Answer, deliver, one_json, print_output, say
 from api.helpers.arguments import NONE, Given, category_and_prompt, check_text, parse
 from api.helpers.plan import Plan, Way
+from api.interrupts import INTERRUPTED, heed_swallowed
 from tasks.errors import CallError, OffloadError, OutOfReach, UsageError
 from tasks.privacy import UNSAID, Clearance, Reach, findings, permits, tightest
 from workers import straight
@@ -51,6 +52,7 @@ class Asked:
 
 def main() -> None:
     """The `llm-offload` executable."""
+    heed_swallowed()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -32,6 +32,8 @@ from tasks.schemas import MAX_LINE_BYTES, NewJob, parse_line
 OnFault = Callable[[LineFault], None]
 #: is told how many lines a pass has read
 OnProgress = Callable[[str, int], None]
+#: called with a batch's id before the commit that makes the promise
+OnOpening = Callable[[str], None]
 #: a deadline: seconds from the submit, or a moment, which has a zone
 When = float | datetime
 
@@ -62,6 +64,7 @@ class Request:
     rejects: Callable[[], BinaryIO] | None = None
     on_fault: OnFault = field(default=lambda fault: None)
     on_progress: OnProgress = field(default=lambda what, lines: None)
+    on_opening: OnOpening = field(default=lambda batch_id: None)
 
 
 def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
@@ -106,6 +109,7 @@ def submit_line(
     priority: int,
     said: Said = NOTHING,
     deadline: When = loading.DEFAULT_DEADLINE_S,
+    on_opening: OnOpening = lambda batch_id: None,
 ) -> str:
     """Submit one job; raises InputError with its faults. Returns the batch's id."""
     job = parse_line(line, 1, pool.registry, said)
@@ -113,6 +117,7 @@ def submit_line(
         raise InputError([LineFault(0, f.field, f.reason) for f in job])
     batch_id, _ = loading.begin(pool.db, name=name, priority=priority, deadline_s=seconds_to(deadline))
     loading.add(pool.db, batch_id, [job], priority)
+    on_opening(batch_id)
     loading.open_batch(pool.db, batch_id)
     return batch_id
 
@@ -147,6 +152,7 @@ def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, digest:
         loading.add(pool.db, batch_id, second.jobs("stored"), request.priority)
         if second.digest() != digest:
             raise PoolError("the file changed while it was read; nothing was submitted")
+        request.on_opening(batch_id)
         loading.open_batch(pool.db, batch_id)
     except BaseException:  # Ctrl-C too: half a batch never stays
         with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
