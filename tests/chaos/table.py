@@ -96,7 +96,7 @@ class Tally:
         return self.verdict(ledger, number).startswith("RED")
 
     def strike_again(self, ledger: str, numbers: Sequence[int]) -> int:
-        """Forgive these rows the times they missed, as they are struck again; how often, so that each miss is made up."""
+        """Forgive these rows the times they missed, as they are struck again; how often each is, to make up for its misses."""
         runs = 0
         for number in numbers:
             row = self.rows[ledger, number]
