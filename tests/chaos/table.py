@@ -96,7 +96,7 @@ class Tally:
         return self.verdict(ledger, number).startswith("RED")
 
     def strike_again(self, ledger: str, numbers: Sequence[int]) -> int:
-        """Forgive these rows the times they missed, as they are struck again; how often each is, to make up for its misses."""
+        """Forgive these rows the times they missed, as they are struck again; the runs that make up for them."""
         runs = 0
         for number in numbers:
             row = self.rows[ledger, number]
