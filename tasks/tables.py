@@ -17,6 +17,9 @@ taken_logs    how far each log of the helpers was taken in
 events        what people should know: alarms
 ticks         when each periodic service last ran
 pool          facts of this pool: one row
+api_keys      who may use the HTTP API, and for what
+api_files     files that were uploaded to it; their content is on disk
+api_batches   what the HTTP API keeps of a batch beside its row in batches
 """
 
 from __future__ import annotations
@@ -413,3 +416,59 @@ class Tick(SQLModel, table=True):
     name: str = Field(primary_key=True)
     at: float
     counts: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class ApiKey(SQLModel, table=True):
+    """A key of the HTTP API. Of the key itself there are its first characters and a hash."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    prefix: str
+    hash: str = Field(unique=True)  #: SHA-256 of the key, which is random enough to need no salt
+    scopes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: float
+    revoked_at: float | None = None
+    most_queued: int | None = None  #: jobs that may be unfinished at once
+    per_minute: int | None = None  #: requests
+    ceiling: str | None = None  #: the tier that its jobs have at most
+
+
+class ApiFile(SQLModel, table=True):
+    """A file uploaded for a batch."""
+
+    __tablename__ = "api_files"
+
+    id: str = Field(primary_key=True)
+    owner: str = Field(index=True)  #: its key's id; empty where the API was open
+    filename: str
+    bytes: int = Field(sa_type=BigInteger)
+    created_at: float
+    expires_at: float = Field(index=True)
+
+
+class ApiBatch(SQLModel, table=True):
+    """A batch submitted over HTTP, from before its lines are checked. Its jobs are in `batches`, under the same id."""
+
+    __tablename__ = "api_batches"
+
+    id: str = Field(primary_key=True)
+    owner: str = Field(index=True)
+    state: str = Field(index=True)  #: validating, failed, loaded (its row in `batches` says the rest), cancelled
+    endpoint: str
+    input_file_id: str
+    model: str | None = None  #: that its first line asks for
+    window: str
+    meta: dict[str, str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    said: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  #: of all its lines
+    request_key: str | None = Field(default=None, unique=True)  #: owner and Idempotency-Key
+    request_hash: str | None = None
+    created_at: float = Field(index=True)
+    expires_at: float
+    loaded_at: float | None = None
+    failed_at: float | None = None
+    cancelling_at: float | None = None
+    cancelled_at: float | None = None
+    errors: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    gone: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: of its files, the deleted

@@ -1,4 +1,4 @@
-"""offload worker, offload beat, offload simulate: the roles one by one, in the foreground"""
+"""offload worker, offload beat, offload api, offload simulate: the roles one by one, in the foreground"""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import click
 from api.logs import configure_logs
 from tasks.config import load_registry
 from tasks.settings import NODE, load_settings
+
+#: where the HTTP API listens unless told otherwise
+API_PORT = 8080
 
 
 def _node(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
@@ -49,6 +52,19 @@ def beat() -> None:
     settings = load_settings()
     configure_logs(settings)
     process.run(settings, load_registry(settings))
+
+
+@click.command()
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=API_PORT, show_default=True, help="0: a free one.")
+def api(address: str, port: int) -> None:
+    """Serve the HTTP API until Ctrl-C."""
+    from api.http import serving
+    from api.use_cases.pool import Pool
+
+    settings = load_settings()
+    configure_logs(settings)
+    serving.serve(Pool(settings), address, port)
 
 
 def __getattr__(name: str) -> click.Command:

@@ -1,0 +1,11 @@
+"""The HTTP API: one router per resource, over the use-cases that the command line has as well.
+
+app.py        puts it together
+serving.py    `offload api`: where it listens, and what it refuses to
+errors.py     every error in OpenAI's shape (or Anthropic's, below /v1/messages), with a request id
+limits.py     bodies that are too large, clients that are too slow
+callers.py    who asks: keys, scopes, requests a minute
+files.py      /v1/files
+batches.py    /v1/batches
+service.py    /healthz
+"""

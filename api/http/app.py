@@ -1,0 +1,53 @@
+"""The application: routers, errors, limits, and the thread that checks uploaded batches."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TypeVar
+
+from fastapi import FastAPI
+
+from api.http import batches, errors, files, service
+from api.http.callers import Callers
+from api.http.limits import Limits
+from api.use_cases.pool import Pool
+from api.use_cases.validating import Validator
+
+#: files and batches whose unchanging figures are remembered
+REMEMBERED = 1_000
+
+V = TypeVar("V")
+
+
+class Remembered(OrderedDict[str, V]):
+    """The newest REMEMBERED values."""
+
+    def __setitem__(self, key: str, value: V) -> None:
+        super().__setitem__(key, value)
+        if len(self) > REMEMBERED:
+            self.popitem(last=False)
+
+
+def create_app(pool: Pool) -> FastAPI:
+    """The API over one pool."""
+
+    @asynccontextmanager
+    async def lives(app: FastAPI) -> AsyncIterator[None]:
+        app.state.validator.start()
+        yield
+        app.state.validator.stop()
+
+    app = FastAPI(title="Offload", version=version("offload"), lifespan=lives, docs_url=None, redoc_url=None)
+    app.state.pool = pool
+    app.state.callers = Callers(pool)
+    app.state.validator = Validator(pool)
+    app.state.sizes = Remembered[int]()
+    app.state.tokens = Remembered[tuple[int, int]]()
+    errors.install(app)
+    for router in (files.router, batches.router, service.router):
+        app.include_router(router)
+    app.add_middleware(Limits)
+    return app
