@@ -70,6 +70,7 @@ def _shape(line: dict[str, Any], endpoint: str) -> Any:
             yield "missing_required_parameter", texts.MISSING.format(name), name
     if "url" in line and line["url"] != endpoint:
         yield "invalid_url", texts.URL, "url"
+        return  # its body is another endpoint's
     if isinstance(line.get("custom_id"), str) and len(line["custom_id"]) > MOST_ID:
         yield "invalid_request", f"The custom_id has more than {MOST_ID} characters.", "custom_id"
     body = line.get("body")

@@ -229,7 +229,7 @@ def _responses(row: Row[Any], text: str) -> dict[str, Any]:
         "top_p": None,
         "usage": {
             "input_tokens": row.tokens_in,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": row.tokens_out,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": row.tokens_in + row.tokens_out,
