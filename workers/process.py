@@ -116,7 +116,7 @@ class WorkerProcess:
             for_provider(provider, registry.markers),
             registry,
             me,
-            provider.in_flight,
+            provider.for_batches,
             settings.times,
             self._recorder.put,
             Meter(db, provider) if provider.limits else None,
@@ -134,7 +134,7 @@ class WorkerProcess:
 
     def run(self) -> None:
         """Serve until told to stop, then drain; SystemExit where the watchdog ended it."""
-        claims.register(self._db, self._me, self._classes, self._provider.in_flight, self._provider.reach)
+        claims.register(self._db, self._me, self._classes, self._provider.for_batches, self._provider.reach)
         register_task(self._app, self._db, self._loop, self._claiming)
         threading.excepthook = _end_process  # a worker without one of its threads would hold leases for nothing
         gc.collect()
@@ -149,7 +149,7 @@ class WorkerProcess:
         self._watchdog.start()
         worker = self._celery_worker()
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
-        log.info("worker started", worker=self._me.name, classes=self._classes, in_flight=self._provider.in_flight)
+        log.info("worker started", worker=self._me.name, classes=self._classes, in_flight=self._provider.for_batches)
         worker.start()
         self._drain()
         if self._watchdog.tripped:
