@@ -49,6 +49,7 @@ class Wish:
     tool_choice: Any = None
     extras: Mapping[str, Any] | None = None
     on_delta: Callable[[Delta], None] | None = None
+    on_way: Callable[[str], None] = lambda provider: None  #: is told whom each call goes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Way:
         self.slots = provider.interactive or max(1, provider.in_flight // SHARE)
         self.gate = Gate(self.slots)
         self.running = 0
+        self.used_at = 0.0  #: monotonic
         self.meter = Meter(db, provider) if provider.limits else FREE
         self._markers = registry.markers
         self._backend: Backend | None = None
@@ -146,7 +148,7 @@ class Direct:
 
     @contextlib.asynccontextmanager
     async def _way(self, job: Claimed, tried: Mapping[str, CallError], began: float) -> AsyncIterator[Way]:
-        """A slot of the provider with most of them free; raises CallError where there is, or will be, none."""
+        """A slot of the provider with most of them free, in turns; raises CallError where there is, or will be, none."""
         while (way := self._free(ways := self._ways_of(job, tried))) is None:
             self._check_any_open(job, ways, tried)
             left = began + WAITS_S - time.monotonic()
@@ -157,6 +159,7 @@ class Direct:
                 if time.monotonic() >= began + WAITS_S:
                     raise Busy("busy", "every slot for calls that do not wait is taken", 1.0) from None
         way.running += 1
+        way.used_at = time.monotonic()
         try:
             yield way
         finally:
@@ -179,8 +182,9 @@ class Direct:
 
     def _free(self, ways: list[Way]) -> Way | None:
         now = time.monotonic()
-        free = [(way.gate.free(way.running, now), way) for way in ways]
-        return max(free, key=lambda one: one[0])[1] if any(n for n, _ in free) else None
+        free = [(way.gate.free(way.running, now), -way.used_at, way) for way in ways]
+        best = max(free, key=lambda one: one[:2], default=(0, 0.0, None))
+        return best[2] if best[0] else None
 
     def _check_any_open(self, job: Claimed, ways: list[Way], tried: Mapping[str, CallError]) -> None:
         """Raise where waiting for a slot is in vain: every provider is away, drained or was tried."""
@@ -201,6 +205,7 @@ class Direct:
             extras={**asked.call.extras, **(wish.extras or {})},
             on_delta=told.take if wish.on_delta is not None else None,
         )
+        wish.on_way(way.provider.name)
         started_at, began = time.time(), time.monotonic()
         try:
             async with way.meter.measured(replace(asked, call=call)) as took:

@@ -7,5 +7,7 @@ limits.py     bodies that are too large, clients that are too slow
 callers.py    who asks: keys, scopes, requests a minute
 files.py      /v1/files
 batches.py    /v1/batches
+direct.py     /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models
+answers.py    their answers in OpenAI's shapes
 service.py    /healthz
 """

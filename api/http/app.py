@@ -10,11 +10,13 @@ from typing import TypeVar
 
 from fastapi import FastAPI
 
-from api.http import batches, errors, files, service
+from api.http import batches, direct, errors, files, service
 from api.http.callers import Callers
 from api.http.limits import Limits
+from api.use_cases.direct import Telling, Unusable
 from api.use_cases.pool import Pool
 from api.use_cases.validating import Validator
+from workers.direct import Direct
 
 #: files and batches whose unchanging figures are remembered
 REMEMBERED = 1_000
@@ -36,18 +38,26 @@ def create_app(pool: Pool) -> FastAPI:
 
     @asynccontextmanager
     async def lives(app: FastAPI) -> AsyncIterator[None]:
-        app.state.validator.start()
+        unusable = Unusable(pool)
+        threads = (app.state.validator, app.state.telling, unusable)
+        for thread in threads:
+            thread.start()
+        tell = app.state.telling.tell
+        app.state.direct = Direct(pool.db, pool.registry, pool.settings.node, tell, unusable.names)
         yield
-        app.state.validator.stop()
+        await app.state.direct.aclose()
+        for thread in threads:
+            thread.stop()
 
     app = FastAPI(title="Offload", version=version("offload"), lifespan=lives, docs_url=None, redoc_url=None)
     app.state.pool = pool
     app.state.callers = Callers(pool)
     app.state.validator = Validator(pool)
+    app.state.telling = Telling(pool)
     app.state.sizes = Remembered[int]()
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
-    for router in (files.router, batches.router, service.router):
+    for router in (files.router, batches.router, direct.router, service.router):
         app.include_router(router)
     app.add_middleware(Limits)
     return app

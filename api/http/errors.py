@@ -67,12 +67,19 @@ def not_found(what: str, id_: str) -> ApiError:
 def reply(request: Request, error: ApiError) -> JSONResponse:
     """The error as a reply, in the shape that the path's clients know."""
     request_id = request.scope.get("state", {}).get("request_id", "")
-    openai_type, anthropic_type = TYPES.get(error.status, TYPES[500 if error.status >= 500 else 400])
     if request.url.path.startswith("/v1/messages"):
-        inner: dict[str, Any] = {"type": anthropic_type, "message": error.message}
-        return JSONResponse({"type": "error", "error": inner, "request_id": request_id}, error.status, error.headers)
-    inner = {"message": error.message, "type": openai_type, "param": error.param, "code": error.code}
-    return JSONResponse({"error": inner}, error.status, error.headers)
+        said = {"type": _types(error)[1], "message": error.message}
+        return JSONResponse({"type": "error", "error": said, "request_id": request_id}, error.status, error.headers)
+    return JSONResponse({"error": inner(error)}, error.status, error.headers)
+
+
+def inner(error: ApiError) -> dict[str, Any]:
+    """What OpenAI's clients find under `error`."""
+    return {"message": error.message, "type": _types(error)[0], "param": error.param, "code": error.code}
+
+
+def _types(error: ApiError) -> tuple[str, str]:
+    return TYPES.get(error.status, TYPES[500 if error.status >= 500 else 400])
 
 
 def install(app: FastAPI) -> None:

@@ -74,8 +74,9 @@ def record(db: Database, done: Sequence[Done]) -> None:
     with db.write(durable=False) as c:
         now = db.now(c)
         for one in done:
-            ended_at = one.call["started_at"] + one.call["duration_ms"] / 1000
-            c.execute(insert(calls).values(**one.call, hour=hour_of(ended_at)))
+            if one.call:
+                ended_at = one.call["started_at"] + one.call["duration_ms"] / 1000
+                c.execute(insert(calls).values(**one.call, hour=hour_of(ended_at)))
             if one.kept is not None and one.output is not None:
                 _keep(c, one, one.kept, now)
 
