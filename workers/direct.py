@@ -148,7 +148,7 @@ class Direct:
 
     @contextlib.asynccontextmanager
     async def _way(self, job: Claimed, tried: Mapping[str, CallError], began: float) -> AsyncIterator[Way]:
-        """A slot of the provider with most of them free, in turns; raises CallError where there is, or will be, none."""
+        """A slot of the provider with most of them free, in turns; raises CallError where there will be none."""
         while (way := self._free(ways := self._ways_of(job, tried))) is None:
             self._check_any_open(job, ways, tried)
             left = began + WAITS_S - time.monotonic()

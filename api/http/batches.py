@@ -144,7 +144,7 @@ def output(request: Request, caller: Reader, batch_id: str) -> StreamingResponse
 def find(request: Request, caller: Caller, batch_id: str) -> Seen:
     """A batch that the caller may see; raises ApiError."""
     seen = api_batches.seen(_pool(request).db, batch_id, caller.whose)
-    if seen is None:
+    if seen is None or not seen.api.input_file_id:  # one of /jobs has no line of this kind
         raise not_found("batch", batch_id)
     return seen
 

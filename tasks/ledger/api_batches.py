@@ -20,7 +20,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
 from tasks.errors import Conflict
-from tasks.ledger.database import Database, retried
+from tasks.ledger.database import Database, insert_new, retried
 from tasks.ledger.submit import new_batch_id
 from tasks.tables import ApiBatch, ApiFile, Batch, Job
 
@@ -146,10 +146,14 @@ def seen(db: Database, batch_id: str, whose: Whose) -> Seen | None:
 
 
 def page(db: Database, whose: Whose, after: str | None, limit: int) -> list[Seen] | None:
-    """The newest batches, or those older than `after`; one more than `limit` where there are more. None: no `after`."""
+    """The newest batches of files, or those older than `after`; one more than `limit` where there are more.
+
+    None where there is no `after`.
+    """
     order = (api_batches.c.created_at.desc(), api_batches.c.id.desc())
     with db.read() as c:
-        query = select(api_batches).where(whose.of(api_batches.c.owner)).order_by(*order).limit(limit + 1)
+        of_files = whose.of(api_batches.c.owner), api_batches.c.input_file_id != ""
+        query = select(api_batches).where(*of_files).order_by(*order).limit(limit + 1)
         if after is not None:
             last = c.execute(
                 select(api_batches.c.created_at, api_batches.c.id).where(
@@ -163,6 +167,16 @@ def page(db: Database, whose: Whose, after: str | None, limit: int) -> list[Seen
         found = c.execute(query).all()
         rows = {r.id: r for r in c.execute(select(batches).where(batches.c.id.in_([f.id for f in found])))}
     return [Seen(f, rows.get(f.id)) for f in found]
+
+
+@retried
+def own(db: Database, batch_id: str, owner: str, endpoint: str) -> None:
+    """Note whose a batch is that was loaded in another way; whoever owns it already keeps it."""
+    with db.write() as c:
+        row = c.execute(select(batches.c.created_at, batches.c.deadline_at).where(batches.c.id == batch_id)).one()
+        values = {"id": batch_id, "owner": owner, "state": Phase.LOADED, "endpoint": endpoint, "input_file_id": ""}
+        times = {"created_at": row.created_at, "expires_at": row.deadline_at, "loaded_at": row.created_at}
+        insert_new(c, api_batches, [{**values, "window": "", "said": {}, "gone": [], **times}])
 
 
 def validating(db: Database) -> list[str]:
