@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.engine import Row
 
 from tasks.eta import Ended, Lane, Waiting, most_jobs
@@ -44,6 +44,29 @@ def retries_of(db: Database, batch_id: str) -> list[Row[Any]]:
     """The acknowledged retries of a batch, and theirs."""
     with db.read() as c:
         return [row for row in below(c, batch_id) if row.state != BatchState.LOADING]
+
+
+def waits_longer(db: Database, model_class: str, seconds: float) -> str | None:
+    """A batch of which a due job of this class has waited for its turn longer than that; None where there is none.
+
+    Batches that are paused, wait for others or did so lately, and the pool's own, wait as they should.
+    """
+    with db.read() as c:
+        now = db.now(c)
+        needed = batches.alias("lately")
+        waited = exists().where(
+            dependencies.c.batch_id == batches.c.id,
+            needed.c.id == dependencies.c.needs,
+            needed.c.finished_at >= now - seconds,
+        )
+        old = batches.c.state == BatchState.OPEN, batches.c.kind == "jobs", batches.c.touched_at < now - seconds
+        served = select(batches.c.id).where(*old, is_served(), ~waited).order_by(batches.c.touched_at)
+        for batch_id in c.execute(served).scalars().all():
+            mine = jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.state == JobState.QUEUED
+            late = jobs.c.queued_at < now - seconds, jobs.c.due_at <= now
+            if c.execute(select(jobs.c.id).where(*mine, *late).limit(1)).first():
+                return str(batch_id)
+    return None
 
 
 def lane(db: Database, batch_id: str, classes: Collection[str], capacity: int) -> Lane:

@@ -54,20 +54,21 @@ def begin(
     kind: str = "jobs",
     needs: Sequence[str] = (),
     retry_of: str | None = None,
+    notify: bool = False,
 ) -> tuple[str, bool]:
     """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
 
     deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` for the pool's own. needs: batches
-    whose end its jobs wait for. retry_of: the batch whose lines these are again. body_hash: of all that the key is used
-    for. Raises Conflict when it was used for something else, NotFound for a needed batch that is not there, UsageError
-    for one that was cancelled, BeingRetried while another retry of the same lines is loading. A load that its process
-    gave up is replaced.
+    whose end its jobs wait for. retry_of: the batch whose lines these are again. notify: whether its end is told.
+    body_hash: of all that the key is used for. Raises Conflict when it was used for something else, NotFound for a
+    needed batch that is not there, UsageError for one that was cancelled, BeingRetried while another retry of the same
+    lines is loading. A load that its process gave up is replaced.
     """
     while True:
         batch_id = new_batch_id()
         try:
             row = {"name": name, "priority": priority, "kind": kind, "idempotency_key": key, "body_hash": body_hash}
-            row |= {"id": batch_id, "retry_of": retry_of}
+            row |= {"id": batch_id, "retry_of": retry_of, "notify": notify}
             write = functools.partial(_insert_batch, db, deadline_s, row, sorted(set(needs)))
             _surely(db, write, exists().where(batches.c.id == batch_id))
             return batch_id, True
