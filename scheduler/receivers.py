@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import orjson
@@ -49,8 +49,11 @@ class Receiver(Protocol):
     def host(self) -> str:
         """Of the address, for people; empty where there is none."""
 
+    def lacks(self) -> str:
+        """What is missing here, in words; empty where nothing is. It loads what it needs, and asks nobody."""
+
     def tell(self, text: str) -> Answer:
-        """Try once; raises OSError or HTTPException where nobody answers."""
+        """Try once, lacking nothing; raises whatever goes wrong."""
 
     def cut(self) -> None:
         """End a try of another thread."""
@@ -64,6 +67,8 @@ def receivers(notify: NotifySettings, environment: Mapping[str, str] = os.enviro
 
 def deliver(receiver: Receiver, text: str) -> Answer:
     """Try once, for DELIVERY_S at most."""
+    if why := receiver.lacks():
+        return Answer(False, why)
     found: list[Answer] = []
     thread = threading.Thread(target=lambda: found.append(_tried(receiver, text)), daemon=True, name="delivery")
     thread.start()
@@ -103,11 +108,14 @@ class Webhook:
             return None
         return parts if fits else None
 
+    def lacks(self) -> str:
+        """An address."""
+        return "" if self._parts() else _unset(self.name, self._environment) or f"{self.name} holds no http(s) address"
+
     def tell(self, text: str) -> Answer:
         """POST it; 2xx is success."""
         parts = self._parts()
-        if parts is None:
-            return Answer(False, missing(self.name, self._environment) or f"{self.name} holds no http(s) address")
+        assert parts is not None
         body = {"text": text, "blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": text}}]}
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = connection = kind(parts.hostname or "", parts.port, timeout=DELIVERY_S)
@@ -149,6 +157,7 @@ class Apprise:
     def __init__(self, name: str, environment: Mapping[str, str] = os.environ) -> None:
         self.name = name
         self._environment = environment
+        self._service: Any = None
 
     @property
     def host(self) -> str:
@@ -156,26 +165,28 @@ class Apprise:
         scheme, colon, _ = self._environment.get(self.name, "").partition("://")
         return scheme if colon and scheme.isalnum() else ""
 
-    def tell(self, text: str) -> Answer:
-        """Hand it to apprise, which says only whether it was taken."""
-        if why := missing(self.name, self._environment, apprise=True):
-            return Answer(False, why)
+    def lacks(self) -> str:
+        """The package, or an address that it knows; loading all that it knows takes seconds."""
+        if find_spec("apprise") is None:
+            return "apprise is not installed"
+        if why := _unset(self.name, self._environment):
+            return why
         for logger in ("apprise", "urllib3", "requests"):  # at debug they write addresses
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         import apprise
 
-        service = apprise.Apprise()
-        if not service.add(self._environment[self.name].strip()):
-            return Answer(False, f"{self.name} holds no address that apprise knows")
-        taken = service.notify(title="Offload", body=text)
+        self._service = apprise.Apprise()
+        known = self._service.add(self._environment[self.name].strip())
+        return "" if known else f"{self.name} holds no address that apprise knows"
+
+    def tell(self, text: str) -> Answer:
+        """Hand it to apprise, which says only whether it was taken."""
+        taken = self._service.notify(title="Offload", body=text)
         return Answer(bool(taken), "taken" if taken else "not taken")
 
     def cut(self) -> None:
         """It ends by its own timeouts, which are of seconds too."""
 
 
-def missing(name: str, environment: Mapping[str, str], *, apprise: bool = False) -> str:
-    """What a receiver lacks on this machine, in words; empty where it lacks nothing."""
-    if apprise and find_spec("apprise") is None:
-        return "apprise is not installed"
+def _unset(name: str, environment: Mapping[str, str]) -> str:
     return "" if environment.get(name, "").strip() else f"{name} is not set"

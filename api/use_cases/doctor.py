@@ -12,7 +12,7 @@ import redis
 
 from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
-from scheduler.receivers import missing
+from scheduler.receivers import receivers
 from tasks.errors import OffloadError
 from tasks.ledger import notices, reading, ticks, usage
 from tasks.ledger.nodes import Phase
@@ -298,9 +298,8 @@ def _beat(pool: Pool) -> Iterator[Finding]:
 def _notify(pool: Pool, registry: Registry) -> Iterator[Finding]:
     """Receivers that lack something, or did not take what they were told; beat's word counts for its environment."""
     troubles, last = notices.troubles(pool.db), notices.last_sent(pool.db)
-    for name in registry.notify.receivers:
-        apprise = name != registry.notify.webhook_env
-        why = missing(name, os.environ, apprise=apprise)
+    for receiver in receivers(registry.notify):
+        name, why = receiver.name, receiver.lacks()
         refused, answer = troubles.get(name, (0, ""))
         if refused:
             detail = f"{refused} notice{'s' * (refused != 1)} not taken: {answer}"

@@ -62,7 +62,8 @@ def waits_longer(db: Database, model_class: str, seconds: float) -> str | None:
         old = batches.c.state == BatchState.OPEN, batches.c.kind == "jobs", batches.c.touched_at < now - seconds
         served = select(batches.c.id).where(*old, is_served(), ~waited).order_by(batches.c.touched_at)
         for batch_id in c.execute(served).scalars().all():
-            mine = jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.state == JobState.QUEUED
+            waits = jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED))
+            mine = jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, waits
             late = jobs.c.queued_at < now - seconds, jobs.c.due_at <= now
             if c.execute(select(jobs.c.id).where(*mine, *late).limit(1)).first():
                 return str(batch_id)
