@@ -144,14 +144,17 @@ class RetentionSettings(Strict):
     calls_days: float = Field(30, gt=0, le=36_500, description="days after which a call's row is deleted")
 
 
+#: what an environment variable may be called
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
+
+
 def _variable(name: str) -> str:
-    if not _VARIABLE.fullmatch(name):  # said without it: an address that stands here by mistake is a secret
+    if not re.fullmatch(VARIABLE, name):  # said without it: an address that stands here by mistake is a secret
         raise ValueError("expected the name of an environment variable, which holds the address")
     return name
 
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
-Variable = Annotated[str, AfterValidator(_variable)]
+Variable = Annotated[str, AfterValidator(_variable), Field(json_schema_extra={"pattern": VARIABLE})]
 
 
 class NotifySettings(Strict):

@@ -59,15 +59,17 @@ def waits_longer(db: Database, model_class: str, seconds: float) -> str | None:
             needed.c.id == dependencies.c.needs,
             needed.c.finished_at >= now - seconds,
         )
+        late = exists().where(
+            jobs.c.batch_id == batches.c.id,
+            jobs.c.model_class == model_class,
+            jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
+            jobs.c.queued_at < now - seconds,
+            jobs.c.due_at <= now,
+        )
         old = batches.c.state == BatchState.OPEN, batches.c.kind == "jobs", batches.c.touched_at < now - seconds
-        served = select(batches.c.id).where(*old, is_served(), ~waited).order_by(batches.c.touched_at)
-        for batch_id in c.execute(served).scalars().all():
-            waits = jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED))
-            mine = jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, waits
-            late = jobs.c.queued_at < now - seconds, jobs.c.due_at <= now
-            if c.execute(select(jobs.c.id).where(*mine, *late).limit(1)).first():
-                return str(batch_id)
-    return None
+        query = select(batches.c.id).where(*old, is_served(), ~waited, late).order_by(batches.c.touched_at)
+        found = c.execute(query.limit(1)).scalar()
+    return None if found is None else str(found)
 
 
 def lane(db: Database, batch_id: str, classes: Collection[str], capacity: int) -> Lane:
