@@ -23,6 +23,7 @@ from tasks.registry import (
     DEFAULT_PROVIDERS,
     AuditSettings,
     ModelClass,
+    NotifySettings,
     PrivacySettings,
     Registry,
     RetentionSettings,
@@ -45,6 +46,7 @@ class ConfigFile(Strict):
     privacy: PrivacySettings = PrivacySettings()
     audit: AuditSettings = AuditSettings()
     retention: RetentionSettings = RetentionSettings()
+    notify: NotifySettings = NotifySettings()
 
 
 def config_path(settings: Settings) -> Path | None:
@@ -89,6 +91,7 @@ def _nearest_key(model: type[BaseModel]) -> Callable[[Way], str]:
         "privacy": PrivacySettings,
         "audit": AuditSettings,
         "retention": RetentionSettings,
+        "notify": NotifySettings,
     }
 
     def known(way: Way) -> str:
@@ -106,7 +109,8 @@ def build(file: ConfigFile, source: str, settings: Settings | None = None) -> Re
     classes = _classes(file, providers)
     categories = _categories(file, classes)
     policy = load_policy(settings, categories)
-    registry = Registry(providers, classes, categories, source, policy, file.privacy, file.audit, file.retention)
+    sections = file.privacy, file.audit, file.retention, file.notify
+    registry = Registry(providers, classes, categories, source, policy, *sections)
     _check_auditor(registry)
     return registry
 

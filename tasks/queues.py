@@ -18,6 +18,7 @@ SWEEP = "scheduler.sweep"
 RUN_AUDIT = "scheduler.audit"
 RUN_ROLLUP = "scheduler.rollup"
 RUN_PRUNE = "scheduler.prune"
+RUN_NOTIFY = "scheduler.notify"
 
 QUEUE_PREFIX = "offload."
 #: no queue: no class is called so

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stats": ("stats", "stats", "What the pool did, by category, model, node or app."),
     "rollup": ("stats", "rollup", "Sum the hours that are due; show and export one."),
     "prune": ("stats", "prune", "Delete calls that are older than their retention."),
+    "notify": ("notify", "notify", "Tell people what happens: try the receivers, list what they were told."),
     "policy": ("policy", "policy", "Show, explain and test the policy."),
     "audit": ("audit", "audit", "Second opinions on finished jobs: list, show, label, report."),
     "keys": ("keys", "keys", "Keys of the HTTP API: create, list, revoke."),

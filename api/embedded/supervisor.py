@@ -138,7 +138,7 @@ class Supervisor:
 
     def _start(self) -> Database:
         db = open_ledger(self.settings.ledger())
-        self._keys = cloud_keys(load_registry(self.settings))
+        self._keys = _secrets(load_registry(self.settings))
         url = self._start_redis()
         self.settings.redis_url = url
         registry = self._find_registry()
@@ -152,7 +152,7 @@ class Supervisor:
             "ready": False,
         }
         write_pool(self.settings, self._pool)
-        self._add("beat", "beat")
+        self._add("beat", "beat", keeps=registry.notify.receivers)
         self._add_workers(registry)
         self._wait_until_ready(db)
         self._pool["ready"] = True
@@ -216,7 +216,7 @@ class Supervisor:
         return ", ".join(f"{p.name} ({p.where})" for p in used) or "none was found yet"
 
     def _add_workers(self, registry: Registry) -> None:
-        self._keys = cloud_keys(registry)
+        self._keys = _secrets(registry)
         for name, provider in registry.providers.items():
             if registry.classes_of(name):
                 keeps = [provider.api_key_env] if provider.api_key_env else []
@@ -231,7 +231,7 @@ class Supervisor:
         role.start()
 
     def _role(self, name: str, command: Sequence[str], keeps: Sequence[str] = ()) -> Role:
-        """A role; of the clouds' keys it gets those that it keeps."""
+        """A role; of the secrets it gets those that it keeps."""
         environment = {k: v for k, v in os.environ.items() if k not in self._keys or k in keeps}
         environment["OFFLOAD_HOME"] = str(self.settings.home)
         if self.settings.redis_url is not None:  # by environment, which others cannot read, and not by a file to lose
@@ -306,6 +306,11 @@ class Supervisor:
                 role.ask_to_stop()
             for role in group:
                 role.join()
+
+
+def _secrets(registry: Registry) -> list[str]:
+    """Variables that one role needs and no other gets: clouds' keys, and the addresses of who is told."""
+    return [*cloud_keys(registry), *registry.notify.receivers]
 
 
 def _is_same(before: os.stat_result | None, path: Path | None) -> bool:

@@ -52,7 +52,8 @@ class Submitted:
 class Request:
     """What to submit. said: for lines that say nothing themselves. rejects: where bad lines go; None refuses them all.
 
-    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for.
+    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for. notify: its end is told, as the
+    configuration may say of every batch.
     """
 
     said: Said = NOTHING
@@ -61,6 +62,7 @@ class Request:
     priority: int = 0
     needs: Sequence[str] = ()
     deadline: When = loading.DEFAULT_DEADLINE_S
+    notify: bool = False
     rejects: Callable[[], BinaryIO] | None = None
     on_fault: OnFault = field(default=lambda fault: None)
     on_progress: OnProgress = field(default=lambda what, lines: None)
@@ -95,6 +97,7 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         body_hash=_asked(request, digest),
         deadline_s=seconds_to(request.deadline),
         needs=request.needs,
+        notify=request.notify or pool.registry.notify.batch_done,
     )
     if new:
         _load(pool, source, request, batch_id, digest)

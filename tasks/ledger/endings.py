@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, select, update
+from sqlalchemy.engine import Row
 
 from tasks.ledger.database import Database, parts, retried
+from tasks.ledger.events import tell
+from tasks.notices import Kind, News
 from tasks.privacy import Tier
 from tasks.states import LIVE, TERMINAL, BatchState, JobState
 from tasks.tables import Batch, Dependency, Job
@@ -34,13 +37,20 @@ def count_ended(c: Connection, ended: Mapping[str, Counter[JobState]], now: floa
 
 
 def close_batches(c: Connection, ids: list[str], now: float) -> None:
-    """Close those of the batches that are open and have no job left."""
+    """Close those of the batches that are open and have no job left; tell the end of those whose end is to be told."""
     final = case((batches.c.cancelled_at.is_(None), BatchState.FINISHED), else_=BatchState.CANCELLED)
-    c.execute(
+    closed = c.execute(
         update(batches)
         .where(batches.c.id.in_(ids), batches.c.state == BatchState.OPEN, batches.c.open == 0)
         .values(state=final, finished_at=now)
+        .returning(batches)
     )
+    tell(c, now, *(_over(row) for row in closed.all() if row.notify))
+
+
+def _over(row: Row[Any]) -> News:
+    detail = {"state": row.state, "done": row.done + row.escalated, "total": row.total}
+    return News(Kind.BATCH_DONE, row.id, detail)
 
 
 @retried
