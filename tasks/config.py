@@ -21,6 +21,7 @@ from tasks.registry import (
     CLOUD,
     DEFAULT_CLASSES,
     DEFAULT_PROVIDERS,
+    ApiSettings,
     AuditSettings,
     ModelClass,
     NotifySettings,
@@ -29,6 +30,7 @@ from tasks.registry import (
     RetentionSettings,
     Serve,
     TimeoutSettings,
+    WebhookTarget,
     nearest,
 )
 from tasks.settings import Settings
@@ -47,6 +49,7 @@ class ConfigFile(Strict):
     audit: AuditSettings = AuditSettings()
     retention: RetentionSettings = RetentionSettings()
     notify: NotifySettings = NotifySettings()
+    api: ApiSettings = ApiSettings()
 
 
 def config_path(settings: Settings) -> Path | None:
@@ -92,6 +95,8 @@ def _nearest_key(model: type[BaseModel]) -> Callable[[Way], str]:
         "audit": AuditSettings,
         "retention": RetentionSettings,
         "notify": NotifySettings,
+        "api": ApiSettings,
+        "webhooks": WebhookTarget,
     }
 
     def known(way: Way) -> str:
@@ -109,7 +114,7 @@ def build(file: ConfigFile, source: str, settings: Settings | None = None) -> Re
     classes = _classes(file, providers)
     categories = _categories(file, classes)
     policy = load_policy(settings, categories)
-    sections = file.privacy, file.audit, file.retention, file.notify
+    sections = file.privacy, file.audit, file.retention, file.notify, file.api
     registry = Registry(providers, classes, categories, source, policy, *sections)
     _check_auditor(registry)
     return registry

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -174,6 +174,23 @@ class NotifySettings(Strict):
         return tuple(dict.fromkeys(((self.webhook_env,) if self.webhook_env else ()) + self.apprise_env))
 
 
+class WebhookTarget(Strict):
+    """Who is told the end of batches that came over HTTP, in OpenAI's way. Nobody else is."""
+
+    url_env: Variable = Field(description="the variable that holds the address")
+    secret_env: Variable = Field(description="the variable that holds the secret: whsec_ and base64")
+    events: tuple[Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"], ...] = Field(
+        ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled"), description="of what it is told"
+    )
+    private: bool = Field(False, description="whether it may be on a private network, or on this machine")
+
+
+class ApiSettings(Strict):
+    """The HTTP API."""
+
+    webhooks: tuple[WebhookTarget, ...] = Field((), description="who is told the end of batches")
+
+
 @dataclass(frozen=True)
 class Registry:
     """The configuration in force. `source` says in words where it comes from."""
@@ -187,6 +204,7 @@ class Registry:
     audit: AuditSettings = field(default_factory=AuditSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     notify: NotifySettings = field(default_factory=NotifySettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
 
     @cached_property
     def markers(self) -> Markers:

@@ -504,4 +504,7 @@ class ApiBatch(SQLModel, table=True):
     cancelling_at: float | None = None
     cancelled_at: float | None = None
     errors: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    told: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: webhooks that know its end
+    tell_at: float | None = Field(default=None, index=True)  #: when they are tried next; None when all know, or none is
+    tries: int = 0
     gone: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: of its files, the deleted

@@ -16,6 +16,7 @@ from api.http.limits import Limits
 from api.use_cases.direct import Telling, Unusable
 from api.use_cases.pool import Pool
 from api.use_cases.validating import Validator
+from api.use_cases.webhooks import Webhooks
 from workers.direct import Direct
 
 #: files and batches whose unchanging figures are remembered
@@ -39,7 +40,7 @@ def create_app(pool: Pool) -> FastAPI:
     @asynccontextmanager
     async def lives(app: FastAPI) -> AsyncIterator[None]:
         unusable = Unusable(pool)
-        threads = (app.state.validator, app.state.telling, unusable)
+        threads = (app.state.validator, app.state.telling, unusable, Webhooks(pool))
         for thread in threads:
             thread.start()
         tell = app.state.telling.tell

@@ -19,6 +19,7 @@ class Api:
     def __init__(self, pool: TestPool) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.log = pool.log.name
         self._pool = pool
         self.start()
 
