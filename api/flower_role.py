@@ -47,6 +47,9 @@ AGAIN_S = 2.0
 #: milliseconds between two signs of life
 SIGN_MS = 1_000
 
+#: a slice's arguments as a message shows them (tasks/app.py)
+SLICE = re.compile(r"'batch': '([^']+)', 'class': '([^']+)', 'jobs': (\d+)")
+
 log = structlog.get_logger(__name__)
 
 
@@ -126,6 +129,17 @@ def auth(settings: Settings) -> str:
     return made
 
 
+def shown(kwargs: str) -> str:
+    """A task's arguments as the pages show them: a slice's in one short line, for the slice is the task's id."""
+    found = SLICE.search(kwargs)
+    return f"{found[2]}, {found[3]} jobs, {found[1]}" if found else kwargs
+
+
+def _format(task: Any) -> Any:
+    task.kwargs = shown(task.kwargs or "")
+    return task
+
+
 class _Events(Events):  # type: ignore[misc]  # flower has no types
     """Listens again soon after Redis was away, however long that was; Flower's own pauses double without end."""
 
@@ -162,6 +176,7 @@ def _pages(broker_url: str, registry: Registry, door: Door, user_and_password: s
     options.basic_auth = [user_and_password]
     options.read_only = not door.writable
     options.inspect_timeout = ANSWER_S * 1000
+    options.format_task = _format
     options.tasks_columns = "name,kwargs,state,received,runtime,worker,uuid"
     extract_settings()
     queues = [SCHEDULER_QUEUE, *map(class_queue, registry.classes)]
