@@ -35,6 +35,7 @@ SECRET = "quetzalcoatl"
 CLASSES = {"summarize": "small", "reason": "reason", "embed": "embed", "code": "coder"}
 NODES = ("gpu1", "gpu2")
 TASK = "workers.run_slice"
+PREFIX = "/pool/watch"
 #: how Flower shows what a message is about
 SHOWN = re.compile(
     r"\{'slice': '(?P<slice>\w+)', 'batch': '(?P<batch>\w+)', 'class': '(?P<class_>\w+)', 'jobs': (?P<jobs>\d+)\}"
@@ -48,11 +49,12 @@ def basic(credentials: str) -> str:
 
 @dataclass
 class Flower:
-    """One Flower and the way in. url: without the last slash."""
+    """One Flower and the way in. url: without the last slash, and without the prefix."""
 
     process: Popen[bytes]
     url: str
     auth: str
+    prefix: str = ""
 
     def ask(self, path: str, method: str = "GET", auth: str | None = None) -> tuple[int, str]:
         """Status and body of one request. auth: other credentials than the right ones; "" for none."""
@@ -70,7 +72,7 @@ class Flower:
 
     def tasks(self, batch_id: str = "") -> dict[str, dict[str, Any]]:
         """The slices that it knows, or those of a batch, by id."""
-        found: dict[str, dict[str, Any]] = json.loads(self.ask(f"/api/tasks?taskname={TASK}")[1])
+        found: dict[str, dict[str, Any]] = json.loads(self.ask(f"{self.prefix}/api/tasks?taskname={TASK}")[1])
         return {slice_id: task for slice_id, task in found.items() if batch_id in task["kwargs"]}
 
     def workers(self) -> set[str]:
@@ -79,14 +81,13 @@ class Flower:
         return {row["hostname"] for row in rows if row["status"]}
 
 
-def start_flower(pool: TestPool, *options: str, prefix: str = "", **environment: str) -> Flower:
+def start_flower(pool: TestPool, *options: str, **environment: str) -> Flower:
     """Start one on a free port and wait until it answers."""
     port = free_port()
     process = pool.start("flower", "--port", str(port), *options, **environment)
-    auth = environment.get("OFFLOAD_FLOWER_AUTH", "")
-    flower = Flower(process, f"http://127.0.0.1:{port}{prefix}", auth)
-    eventually(lambda: flower.ask("/healthcheck", auth="")[0] == 200, "Flower answers", 60)
-    flower.auth = auth or auth_file(pool).read_text().strip()
+    flower = Flower(process, f"http://127.0.0.1:{port}", environment.get("OFFLOAD_FLOWER_AUTH", ""))
+    eventually(lambda: flower.ask("/", auth="")[0], "Flower answers", 60)
+    flower.auth = flower.auth or auth_file(pool).read_text().strip()
     return flower
 
 
@@ -118,6 +119,18 @@ def flower(pool: TestPool) -> Flower:
     made = start_flower(pool)
     wanted = {f"celery@{node}/sim" for node in NODES} | {"scheduler@here"}
     eventually(lambda: made.workers() >= wanted, "Flower knows the workers")
+    return made
+
+
+@pytest.fixture(scope="module")
+def moved(pool: TestPool, flower: Flower) -> Flower:
+    """A second one, under a prefix, with a password of somebody's choice, which may act; it starts without Redis."""
+    pool.redis.kill()
+    auth = flower.auth.replace("offload:", "somebody:")
+    made = start_flower(pool, "--url-prefix", f"{PREFIX}/", "--writable", OFFLOAD_FLOWER_AUTH=auth)
+    made.prefix = PREFIX
+    assert made.ask(f"{PREFIX}/workers")[0] == 200
+    pool.redis.start()
     return made
 
 
@@ -269,13 +282,9 @@ def test_it_only_shows(pool: TestPool, flower: Flower, page: Page) -> None:
     assert _healthy(pool) == set(NODES)
 
 
-def test_it_comes_back_after_redis(pool: TestPool, flower: Flower) -> None:
+def test_it_comes_back_after_redis(pool: TestPool, flower: Flower, moved: Flower) -> None:
     """One that saw Redis go and one that started without it both show slices again soon after Redis is back."""
-    pool.redis.kill()
-    other = start_flower(pool)
-    assert other.ask("/workers")[0] == 200
-    pool.redis.start()
-    for one in (flower, other):
+    for one in (flower, moved):
         eventually(partial(_sees_new_work, pool, one), "it shows slices again")
 
 
@@ -285,26 +294,22 @@ def _sees_new_work(pool: TestPool, flower: Flower) -> bool:
     return bool(flower.tasks(batch))
 
 
-def test_it_is_moved_and_opened_on_purpose(pool: TestPool, flower: Flower, page: Page) -> None:
+def test_it_is_moved_and_opened_on_purpose(pool: TestPool, flower: Flower, moved: Flower, page: Page) -> None:
     """With a prefix every page and what it loads is under it; with --writable and a chosen password a worker ends."""
-    auth = flower.auth.replace("offload:", "somebody:")
-    other = start_flower(
-        pool, "--url-prefix", "/pool/watch/", "--writable", prefix="/pool/watch", OFFLOAD_FLOWER_AUTH=auth
-    )
-    page.set_extra_http_headers({"Authorization": basic(auth)})
+    page.set_extra_http_headers({"Authorization": basic(moved.auth)})
     failed: list[str] = []
     page.on("response", lambda reply: failed.append(reply.url) if reply.status >= 400 else None)
-    page.goto(f"{other.url}/")
+    page.goto(f"{moved.url}{PREFIX}/")
     expect(page.locator("#workers-table")).to_contain_text("gpu2/sim")
     page.get_by_role("link", name="Tasks").click()
     page.get_by_role("link", name="Broker").click()
     expect(page.locator("#queue-table")).to_contain_text("offload.coder")
     assert failed == []
-    other.url = other.url.removesuffix("/pool/watch")
-    assert other.ask("/broker")[0] == 404
-    assert other.ask("/pool/watch/broker", auth=flower.auth)[0] == 401
+    assert moved.ask("/broker")[0] == 404
+    assert moved.ask(f"{PREFIX}/broker", auth=flower.auth)[0] == 401
     worker = quote("celery@gpu2/sim", safe="")
-    eventually(lambda: other.ask(f"/pool/watch/api/worker/shutdown/{worker}", "POST")[0] == 200, "it may act")
+    assert moved.ask(f"{PREFIX}/worker/{worker}")[0] == 200, "as a person would; Flower asks the worker what it is"
+    assert moved.ask(f"{PREFIX}/api/worker/shutdown/{worker}", "POST")[0] == 200
     eventually(lambda: {w.node for w in reading.all_workers(pool.db)} == {"gpu1"}, "the worker has left")
 
 
