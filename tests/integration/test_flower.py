@@ -36,6 +36,8 @@ CLASSES = {"summarize": "small", "reason": "reason", "embed": "embed", "code": "
 NODES = ("gpu1", "gpu2")
 TASK = "workers.run_slice"
 PREFIX = "/pool/watch"
+#: seconds between two questions to Flower, which answers them one by one
+LOOK_S = 0.2
 #: how Flower shows what a message is about
 SHOWN = re.compile(
     r"\{'slice': '(?P<slice>\w+)', 'batch': '(?P<batch>\w+)', 'class': '(?P<class_>\w+)', 'jobs': (?P<jobs>\d+)\}"
@@ -86,7 +88,7 @@ def start_flower(pool: TestPool, *options: str, **environment: str) -> Flower:
     port = free_port()
     process = pool.start("flower", "--port", str(port), *options, **environment)
     flower = Flower(process, f"http://127.0.0.1:{port}", environment.get("OFFLOAD_FLOWER_AUTH", ""))
-    eventually(lambda: flower.ask("/", auth="")[0], "Flower answers", 60)
+    eventually(lambda: flower.ask("/", auth="")[0], "Flower answers", 60, LOOK_S)
     flower.auth = flower.auth or auth_file(pool).read_text().strip()
     return flower
 
@@ -101,11 +103,11 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestPool]:
     """Beat and two nodes, of which none serves class `coder`."""
     with in_thread(SimulatorConfig(slots=64, loaded_limit=8)) as simulator:
         config = simulated(simulator.url)
-        with running(tmp_path_factory.mktemp("flower"), config) as made:
+        with running(tmp_path_factory.mktemp("flower"), config, hurry=2) as made:
             made.start("beat")
             for node in NODES:
                 made.start("worker", "--provider", "sim", "--node", node, "--serves", "small,reason,embed")
-            eventually(lambda: _healthy(made) == set(NODES), "both nodes take work", 60)
+            eventually(lambda: _healthy(made) == set(NODES), "both nodes take work", 60, LOOK_S)
             yield made
 
 
@@ -118,7 +120,7 @@ def flower(pool: TestPool) -> Flower:
     """Flower as `offload flower` starts it, once it knows the workers."""
     made = start_flower(pool)
     wanted = {f"celery@{node}/sim" for node in NODES} | {"scheduler@here"}
-    eventually(lambda: made.workers() >= wanted, "Flower knows the workers")
+    eventually(lambda: made.workers() >= wanted, "Flower knows the workers", every_s=LOOK_S)
     return made
 
 
@@ -144,8 +146,12 @@ def batch(pool: TestPool, flower: Flower) -> str:
     ]
     jobs += [{"id": f"bad-{i}", "category": "chat", "prompt": f"{SECRET} [[sim:400]]"} for i in range(3)]
     batch_id = pool.submit(jobs)
-    eventually(lambda: pool.batch(batch_id).open == 24, "all but the class that nobody serves has ended", 60)
-    eventually(lambda: sum(shown_jobs(flower, batch_id).values()) >= len(jobs) - 24, "Flower knows their slices")
+    eventually(lambda: pool.batch(batch_id).open == 24, "all but the class that nobody serves has ended", 60, LOOK_S)
+    eventually(
+        lambda: sum(shown_jobs(flower, batch_id).values()) >= len(jobs) - 24,
+        "Flower knows their slices",
+        every_s=LOOK_S,
+    )
     return batch_id
 
 
@@ -285,7 +291,7 @@ def test_it_only_shows(pool: TestPool, flower: Flower, page: Page) -> None:
 def test_it_comes_back_after_redis(pool: TestPool, flower: Flower, moved: Flower) -> None:
     """One that saw Redis go and one that started without it both show slices again soon after Redis is back."""
     for one in (flower, moved):
-        eventually(partial(_sees_new_work, pool, one), "it shows slices again")
+        eventually(partial(_sees_new_work, pool, one), "it shows slices again", every_s=LOOK_S)
 
 
 def _sees_new_work(pool: TestPool, flower: Flower) -> bool:

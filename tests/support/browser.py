@@ -19,6 +19,7 @@ FLAGS = (
     "--no-sandbox",
     "--no-proxy-server",
     "--disable-gpu",
+    "--disable-software-rasterizer",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
