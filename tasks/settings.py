@@ -161,7 +161,10 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        lines = [f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        lines = [
+            f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_input=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
     try:
         settings.home = settings.home.expanduser().absolute()
