@@ -113,7 +113,7 @@ def test_an_empty_variable_says_nothing_and_words_have_no_case(environment: pyte
 def test_a_password_that_cannot_be_is_not_repeated(environment: pytest.MonkeyPatch, said: str) -> None:
     """What is no user:password in ASCII is a fault that names the variable, and never its value."""
     environment.setenv("OFFLOAD_FLOWER_AUTH", said)
-    with pytest.raises(ConfigError, match="^OFFLOAD_FLOWER_AUTH: must be user:password") as fault:
+    with pytest.raises(ConfigError, match=r"^OFFLOAD_FLOWER_AUTH: must be user:password") as fault:
         load_settings()
     assert "zanzibar" not in str(fault.value)
 
