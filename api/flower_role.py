@@ -30,6 +30,7 @@ from flower.views.monitor import Metrics
 from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import authenticated
 
+from api.embedded.ports import FLOWER_PORT
 from tasks.app import make_app
 from tasks.errors import PoolError, UsageError
 from tasks.queues import SCHEDULER_QUEUE, class_queue
@@ -61,7 +62,7 @@ class Door:
     """
 
     address: str = "127.0.0.1"
-    port: int = 5555
+    port: int = FLOWER_PORT
     prefix: str = ""
     writable: bool = False
 

@@ -131,6 +131,11 @@ class Settings(BaseSettings):
         return self.run_dir / "flower.alive"
 
     @property
+    def api_sign(self) -> Path:
+        """A file that the HTTP API touches every second while it serves."""
+        return self.run_dir / "api.alive"
+
+    @property
     def helper_log(self) -> Path:
         """Where `anchor-offload` appends its telemetry."""
         return (self.log or self.home / "offload.jsonl").expanduser().absolute()

@@ -35,7 +35,7 @@ LOG_KEPT_BYTES = 10 * 1024 * 1024
 @click.option("--monitor", is_flag=True, help="Run Flower as well, on loopback, and say where it is.")
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print JSON.")
 def up(detach: bool, simulate: bool, monitor: bool, as_json: bool) -> None:
-    """Run the whole pool on this machine until Ctrl-C: Redis, beat, one worker per provider."""
+    """Run the whole pool on this machine until Ctrl-C: Redis, beat, one worker per provider, the HTTP API."""
     if as_json and not detach:
         raise click.UsageError("--json needs --detach")
     settings = load_settings()
@@ -90,11 +90,12 @@ def _log_file(settings: Settings) -> Path:
 
 def _say_up(settings: Settings, pid: int, as_json: bool) -> None:
     pool = read_pool(settings)
-    servers, monitor = pool.get("servers", ""), pool.get("monitor", {})
+    servers, monitor, api = pool.get("servers", ""), pool.get("monitor", {}), pool.get("api", "")
     if as_json:
-        print_json({"pid": pid, "home": str(settings.home), "servers": servers, "monitor": monitor})
+        print_json({"pid": pid, "home": str(settings.home), "servers": servers, "api": api, "monitor": monitor})
         return
     say(f"model server: {servers}")
+    say(f"API: {api}/v1")
     if flower := monitor.get("flower"):
         say(f"flower: {flower} (user and password: {settings.flower_auth_place})")
     say(f"the pool is up (pid {pid}), its state in {settings.home}; stop it with: offload down")

@@ -6,12 +6,10 @@ import re
 
 import click
 
+from api.embedded.ports import API_PORT, FLOWER_PORT
 from api.logs import configure_logs
 from tasks.config import load_registry
 from tasks.settings import NODE, load_settings
-
-#: where the HTTP API listens unless told otherwise
-API_PORT = 8080
 
 
 def _node(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
@@ -76,7 +74,7 @@ def _prefix(context: click.Context, option: click.Parameter, path: str) -> str:
 
 @click.command()
 @click.option("--address", metavar="ADDR", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=5555, show_default=True, help="0 for any free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=FLOWER_PORT, show_default=True, help="0: a free one.")
 @click.option("--url-prefix", metavar="PATH", default="", callback=_prefix, help="All pages are under it.")
 @click.option("--writable", is_flag=True, help="Let the pages stop workers and send tasks; else they only show.")
 def flower(address: str, port: int, url_prefix: str, writable: bool) -> None:

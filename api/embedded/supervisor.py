@@ -18,6 +18,7 @@ import structlog
 import yaml
 
 from api.embedded import discover, redis_server
+from api.embedded.ports import API_PORT, FLOWER_PORT
 from api.embedded.state import held_lock, write_pool
 from api.embedded.vital_signs import VitalSigns
 from tasks.config import config_path, load_registry
@@ -42,8 +43,6 @@ FROZEN_S = 15.0
 WATCH_S = 0.2
 #: seconds a monitor is given: it holds nothing
 MONITOR_GRACE_S = 2.0
-#: Flower's port where nobody has it
-FLOWER_PORT = 5555
 #: seconds between looks for a model server while there is none
 LOOK_AGAIN_S = 10.0
 
@@ -162,6 +161,7 @@ class Supervisor:
         write_pool(self.settings, self._pool)
         self._add("beat", "beat", keeps=registry.notify.receivers)
         self._add_workers(registry)
+        self._pool["api"] = self._add_api(registry)
         if self.monitor:
             self._pool["monitor"] = self._add_monitor()
         self._wait_until_ready(db)
@@ -218,6 +218,14 @@ class Supervisor:
         self._add("simulator", "simulate", "--port", str(port), *SIMULATOR_PACE)
         return f"http://127.0.0.1:{port}"
 
+    def _add_api(self, registry: Registry) -> str:
+        """Start the HTTP API, which has the clouds' keys: it calls for those who wait. Where it listens."""
+        self.settings.api_sign.unlink(missing_ok=True)  # of one that was killed
+        port = redis_server.free_port(API_PORT)
+        secrets = [name for hook in registry.api.webhooks for name in (hook.url_env, hook.secret_env)]
+        self._add("api", "api", "--port", str(port), keeps=[*self._keys, *secrets])
+        return f"http://127.0.0.1:{port}"
+
     def _add_monitor(self) -> dict[str, str]:
         """Start what people watch the pool with; nothing waits for it. What -> where."""
         port = redis_server.free_port(FLOWER_PORT)
@@ -259,13 +267,13 @@ class Supervisor:
         return Role(name, command, self.settings.drain_s + STOP_GRACE_S, environment)
 
     def _wait_until_ready(self, db: Database) -> None:
-        """Every worker has entered itself, and beat has ticked."""
+        """Every worker has entered itself, beat has ticked, and the API serves."""
         wanted = {r.name.removeprefix("worker ") for r in self.roles if r.name.startswith("worker ")}
         began, until = self._pool["started_at"], time.monotonic() + START_S
         while not self._stop and time.monotonic() < until:
             mine = [w for w in reading.all_workers(db) if w.node == self.settings.node]
             here = {w.provider for w in mine if w.last_seen >= began}
-            if wanted <= here and (ticks.ticked_at(db, "sweep") or 0.0) >= began:
+            if wanted <= here and self.settings.api_sign.exists() and (ticks.ticked_at(db, "sweep") or 0.0) >= began:
                 return
             self._keep_roles()
             time.sleep(0.05)
@@ -276,7 +284,7 @@ class Supervisor:
 
     def _watch(self, db: Database, still_ours: Callable[[], bool]) -> None:
         silent_s = max(FROZEN_S, self.settings.times.worker_gone)
-        files = {"flower": self.settings.flower_sign}
+        files = {"flower": self.settings.flower_sign, "api": self.settings.api_sign}
         signs = VitalSigns(db, self.settings.redis_url or "", self.settings.node, silent_s, files)
         ledger = db.path.stat() if db.path else None  # PostgreSQL is nobody's file
         next_look = time.monotonic() + LOOK_AGAIN_S

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -19,6 +21,8 @@ from api.use_cases.validating import Validator
 from api.use_cases.webhooks import Webhooks
 from workers.direct import Direct
 
+#: seconds between two signs of life
+SIGN_S = 1.0
 #: files and batches whose unchanging figures are remembered
 REMEMBERED = 1_000
 
@@ -34,6 +38,19 @@ class Remembered(OrderedDict[str, V]):
             self.popitem(last=False)
 
 
+async def _touch(sign: Path) -> None:
+    """Show that the event loop turns; the file is gone when the server is."""
+    try:
+        while True:
+            with suppress(OSError):
+                sign.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                sign.touch()
+            await asyncio.sleep(SIGN_S)
+    finally:
+        with suppress(OSError):
+            sign.unlink(missing_ok=True)
+
+
 def create_app(pool: Pool) -> FastAPI:
     """The API over one pool."""
 
@@ -45,7 +62,9 @@ def create_app(pool: Pool) -> FastAPI:
             thread.start()
         tell = app.state.telling.tell
         app.state.direct = Direct(pool.db, pool.registry, pool.settings.node, tell, unusable.names)
+        living = asyncio.create_task(_touch(pool.settings.api_sign))
         yield
+        living.cancel()
         await app.state.direct.aclose()
         for thread in threads:
             thread.stop()

@@ -1,0 +1,6 @@
+"""The ports that roles have where nobody else has them."""
+
+from __future__ import annotations
+
+API_PORT = 8080
+FLOWER_PORT = 5555
