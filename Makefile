@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 MINUTES ?= 60
 
-.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-fairness bench-rollup chaos-short chaos requirements clean
+.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-direct bench-fairness bench-rollup chaos-short chaos requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -41,6 +41,9 @@ bench-detectors: setup  ## what the privacy detectors find and miss, and how fas
 
 bench-fairness: setup  ## what 100 jobs cost beside 10,000, and how right the time left is
 	@$(PY) -m tests.bench.fairness
+
+bench-direct: setup  ## what a call through the HTTP API costs over the same call made straight
+	@$(PY) -m tests.bench.direct
 
 bench-rollup: setup  ## how long an hour of a million calls takes to sum, and in how much memory
 	@$(PY) -m tests.bench.rollup
