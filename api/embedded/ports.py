@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-API_PORT = 8080
+API_PORT = 8484
 FLOWER_PORT = 5555
