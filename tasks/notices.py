@@ -143,29 +143,31 @@ def _place(one: News, told: Sequence[Told], now: float, quiet_s: float) -> Place
 
 
 def text(news: News) -> str:
-    """What a receiver is told."""
+    """What a receiver is told: when it was, for it may be late, and what."""
     says, counted = SAYS[Kind(news.kind)]
-    shown = {"subject": news.subject} | dict(news.detail)
-    words = says.format_map(_Shown(shown))
+    words = says.format_map(_Shown({"subject": news.subject} | dict(news.detail)))
     if news.subject == MANY:
-        subjects = f"{news.times:,} more of {news.kind.replace('_', ' ')}{_since(news)}"
-        return f"Offload: {subjects}; the last: {words}"
-    often = f", {news.times:,} {counted}{_since(news)}" if news.times > 1 else ""
-    return f"Offload: {words}{often}"
+        words = f"{news.times:,} more of {news.kind.replace('_', ' ')}{_since(news)}; the last: {words}"
+    elif news.times > 1:
+        words = f"{words}, {news.times:,} {counted}{_since(news)}"
+    when = f", {_utc(news.last_at):%m-%d %H:%M} UTC" if news.last_at else ""
+    return f"Offload{when}: {words}"
 
 
 class _Shown(dict[str, Any]):
     """A detail's values as a text shows them: short, on one line, without what a chat reads as markup or a mention."""
 
     def __getitem__(self, key: str) -> str:
-        value = self.get(key, "?")
-        said = f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+        said = str(self.get(key, "?"))
         return "".join(c if c.isprintable() and c not in "<>&@*`|" else " " for c in said)[:MOST_SHOWN]
 
 
 def _since(news: News) -> str:
     if news.last_at - news.first_at < 1:
         return ""
-    first, last = (datetime.fromtimestamp(at, UTC) for at in (news.first_at, news.last_at))
-    day = "" if first.date() == last.date() else f"{first:%Y-%m-%d} "
-    return f" since {day}{first:%H:%M} UTC, the last at {last:%H:%M}"
+    first, last = _utc(news.first_at), _utc(news.last_at)
+    return f" since {first:{'%H:%M' if first.date() == last.date() else '%m-%d %H:%M'}}"
+
+
+def _utc(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 
-from tasks.ledger.database import NOTICE_LOCK, Database, parts, retried
+from tasks.ledger.database import NOTICE_LOCK, Database, locked, parts, retried
 from tasks.notices import Kind, News, Told, placed
 from tasks.tables import IS_NEWS, Event, Notice
 
@@ -100,7 +100,7 @@ def claim(db: Database, receiver: str) -> Row[Any] | None:
             select(notices.c.id)
             .where(notices.c.receiver == receiver, notices.c.state == WAITING, notices.c.due_at <= now)
             .where(or_(notices.c.lease_until.is_(None), notices.c.lease_until <= now))
-            .order_by(notices.c.due_at, notices.c.id)
+            .order_by(notices.c.tries, notices.c.due_at, notices.c.id)  # one that is never taken stands in nobody's way
             .limit(1)
             .with_for_update(skip_locked=True)
         )
@@ -120,12 +120,15 @@ def sent(db: Database, notice: Row[Any], answer: str) -> None:
 
 @retried
 def put_off(db: Database, notice: Row[Any], answer: str) -> None:
-    """A receiver did not take it: it is due again later, each time twice as late."""
+    """A receiver did not take it: it is due again later, each time twice as late, and nothing for it is due before."""
     delay = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(notice.tries - 1, 30))
     with db.write() as c:
+        due_at = db.now(c) + delay
         mine = notices.c.id == notice.id, notices.c.state == WAITING, notices.c.tries == notice.tries
-        values = {"due_at": db.now(c) + delay, "lease_until": None, "answer": answer}
-        c.execute(update(notices).where(*mine).values(values))
+        c.execute(update(notices).where(*mine).values(due_at=due_at, lease_until=None, answer=answer))
+        sooner = notices.c.receiver == notice.receiver, notices.c.state == WAITING, notices.c.due_at < due_at
+        ids = locked(c, notices.c.id, *sooner, notices.c.lease_until.is_(None), skip=True)
+        c.execute(update(notices).where(notices.c.id.in_(ids)).values(due_at=due_at))
 
 
 @retried

@@ -107,8 +107,8 @@ def test_a_batch_that_asked_is_told_of(pool: TestPool, hook: Receiver) -> None:
     pool.finished(quiet)
     ran = pool.cli("submit", "-", "--notify", stdin=jsonl(jobs(3)))
     assert ran.code == 0, ran.stderr
-    assert "finished: 3 of 3 jobs done" in told(hook, ran.text)
-    assert hook.told(quiet) is None
+    assert "finished: 3 of 3 jobs done" in told(hook, ran.text, "finished")
+    assert hook.told(quiet, "finished") is None
 
 
 def test_a_fallback_and_a_quota_are_told(pool: TestPool, hook: Receiver) -> None:
@@ -137,10 +137,11 @@ def _all_asked(pool: TestPool, batch: str) -> list[Any]:
 
 def test_a_provider_that_is_away_and_its_backlog_are_told(pool: TestPool, hook: Receiver, server: Server) -> None:
     """Down when its worker finds it so, then what waits for it, then up again."""
+    eventually(lambda: not ticks.counted(pool.db, "watch")[1]["backlog"], "nothing waits, on a busy machine either")
     server.off()
     waits = pool.submit(jobs(2))
     told(hook, "provider here/sim down (offline)")
-    assert waits in told(hook, "class small: jobs wait for more than 1 s")
+    told(hook, f"class small: jobs wait for more than 1 s, the oldest in {waits}")
     server.on()
     told(hook, "provider here/sim up again")
     pool.finished(waits)

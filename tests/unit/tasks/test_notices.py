@@ -62,11 +62,12 @@ def test_nothing_is_left_out_and_few_notices_are_made(happened: list[tuple[int, 
 
 
 def test_a_digest_says_how_often_and_since_when() -> None:
-    """In hours and minutes UTC, with the day where it is another one."""
+    """In hours and minutes UTC, with the day where it is another one; and when it was last, for it may be late."""
     down = gathered([news(at=at) for at in (54_120.0, 54_300.0, 54_500.0)])[0]
-    assert text(down) == ("Offload: provider gpu1/ollama down (offline), 3 times since 15:02 UTC, the last at 15:08")
-    assert "since 1970-01-01 15:02 UTC" in text(gathered([news(at=54_120.0), news(at=54_120.0 + 86_400)])[0])
-    assert text(news()) == "Offload: provider gpu1/ollama down (offline)"
+    assert text(down) == ("Offload, 01-01 15:08 UTC: provider gpu1/ollama down (offline), 3 times since 15:02")
+    assert "since 01-01 15:02" in text(gathered([news(at=54_120.0), news(at=54_120.0 + 86_400)])[0])
+    assert text(news()) == "Offload, 01-12 13:46 UTC: provider gpu1/ollama down (offline)"
+    assert text(News(Kind.TEST, "")) == "Offload: a test"
 
 
 @pytest.mark.parametrize("kind", Kind)

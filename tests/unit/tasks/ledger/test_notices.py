@@ -13,7 +13,7 @@ from sqlalchemy import text
 from scheduler.notify import send_due
 from scheduler.receivers import Webhook
 from tasks.auditing import Opinion
-from tasks.ledger import audits, notices, sweeping
+from tasks.ledger import audits, control, endings, notices, sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.events import alert, tell
 from tasks.ledger.notices import GIVE_UP_S, KEPT_S, LEASE_S, RETRY_FIRST_S, RETRY_MOST_S
@@ -94,6 +94,9 @@ def test_the_end_of_a_batch_is_told_to_those_who_asked(ledger: Ledger) -> None:
     ledger.record(outcome(two, JobState.FAILED, error_code="stalled"))
     (row,) = ledger.all(Event)
     assert (row.subject, row.detail) == (asked, {"state": "finished", "done": 1, "total": 2})
+    endings.cancel(ledger.db, control.retry(ledger.db, asked))
+    again = ledger.all(Event)[-1]
+    assert (again.subject != asked, again.detail) == (True, {"state": "cancelled", "done": 0, "total": 1})
 
 
 def test_a_fallback_to_the_cloud_is_told(ledger: Ledger) -> None:
@@ -170,7 +173,8 @@ def test_thousands_of_poison_jobs_are_one_message(ledger: Ledger, hook: Receiver
         tell(c, ledger.db.now(c), *[News(Kind.POISON, "small", {"job": n, "batch": "b"}) for n in range(2_500)])
     assert notices.make(ledger.db, [WEBHOOK], QUIET_S) == 2_500
     send(ledger, hook)
-    assert hook.texts == ["Offload: poison in class small: job 2,499 of b ended its worker too often, 2,500 jobs"]
+    (said,) = hook.texts
+    assert said.endswith(" UTC: poison in class small: job 2499 of b ended its worker too often, 2,500 jobs")
 
 
 def test_each_receiver_has_its_own(ledger: Ledger, hook: Receiver) -> None:
@@ -223,6 +227,31 @@ def test_a_receiver_that_refuses_is_asked_again_ever_later_and_given_up_after_a_
     ledger.wait(KEPT_S)
     assert notices.prune(ledger.db) == 1 + 4
     assert notices.listed(ledger.db, 10) == []
+
+
+def test_a_dead_receiver_is_asked_once_however_much_waits_for_it(ledger: Ledger, hook: Receiver) -> None:
+    """Nothing for it is due before the one that it did not take is again; then those go first that were not tried."""
+    hook.status = 503
+    happens(ledger, *"abc")
+    for n in range(1, 4):
+        assert send(ledger, hook) == {"put_off": 1}
+        ledger.wait(RETRY_FIRST_S - 1)
+        assert send(ledger, hook) == {}
+        ledger.wait(1)
+        assert len({text[:50] for text in hook.texts}) == len(hook.got) == n
+    hook.status = 200
+    assert send(ledger, hook) == {"delivered": 3}
+
+
+def test_a_text_that_is_refused_stands_in_nobodys_way(ledger: Ledger, hook: Receiver) -> None:
+    """What was tried less often goes first."""
+    hook.status = 400
+    happens(ledger, "refused")
+    assert send(ledger, hook) == {"put_off": 1}
+    ledger.wait(RETRY_FIRST_S)
+    happens(ledger, "fine")
+    (notice,) = [n for n in (notices.claim(ledger.db, WEBHOOK),) if n is not None]
+    assert notice.subject == "fine"
 
 
 def test_two_senders_send_each_notice_once(ledger: Ledger, hook: Receiver) -> None:
