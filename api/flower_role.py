@@ -177,7 +177,7 @@ def _pages(broker_url: str, registry: Registry, door: Door, user_and_password: s
     options.read_only = not door.writable
     options.inspect_timeout = ANSWER_S * 1000
     options.format_task = _format
-    options.tasks_columns = "name,kwargs,state,received,runtime,worker,uuid"
+    options.tasks_columns = "name,kwargs,state,received,worker,uuid"
     extract_settings()
     queues = [SCHEDULER_QUEUE, *map(class_queue, registry.classes)]
     app, loop = make_app(broker_url), IOLoop.current()
