@@ -15,7 +15,7 @@ import structlog
 from celery import Celery, signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.app import Publisher, make_app
+from tasks.app import Publisher, hush, make_app
 from tasks.errors import ConfigError, PoolError
 from tasks.ledger import claims
 from tasks.ledger.claims import Identity
@@ -63,6 +63,8 @@ def run(
     if broker is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
     db = open_ledger(settings.ledger())
+    if settings.log_format == "json":
+        hush()
     me = Identity(node, provider, secrets.token_hex(8), os.getpid())
     WorkerProcess(settings, registry, registry.providers[provider], db, me, classes, make_app(broker), broker).run()
 

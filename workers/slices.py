@@ -8,6 +8,7 @@ from __future__ import annotations
 import structlog
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
+from structlog.contextvars import bound_contextvars
 
 from tasks.ledger import claims
 from tasks.ledger.claims import ALONE_CRASHES
@@ -25,10 +26,11 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
 
     @app.task(name=RUN_SLICE, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_slice(slice: str) -> None:
-        try:
-            take(slice)
-        except SQLAlchemyError as error:  # the sweep sends the slice again
-            log.error("a slice could not be claimed", slice=slice[:64], error=type(error).__name__)
+        with bound_contextvars(slice=slice[:64]):
+            try:
+                take(slice)
+            except SQLAlchemyError as error:  # the sweep sends the slice again
+                log.error("a slice could not be claimed", error=type(error).__name__)
 
     def take(slice_id: str) -> None:
         if not loop.takes:
@@ -52,4 +54,5 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
         try:
             claims.mark_started(db, [h.job for h in held])
         except SQLAlchemyError as error:  # they run unmarked: a crash would not be counted, nothing else is lost
-            log.error("jobs could not be marked as started", error=type(error).__name__)
+            batch = held[0].job.batch_id
+            log.error("jobs could not be marked as started", batch=batch, jobs=len(held), error=type(error).__name__)

@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from api.embedded.redis_server import free_port
+from tests.support.cli import executable
 from tests.support.pool import Redis, TestPool, running, simulated
 from tests.support.postgres import Postgres
 from tests.support.processes import of_folder
@@ -181,7 +182,7 @@ def test_a_redis_that_is_away_is_no_fault_of_the_scrape(pool: TestPool, scraper:
 
 def test_a_port_that_is_taken_is_named(pool: TestPool, scraper: Scraper) -> None:
     """Exit 1 with the address and the options that choose another."""
-    ran = pool.cli("metrics", "--port", str(scraper.port))
+    ran = executable(pool.environment, "metrics", "--port", str(scraper.port))
     assert ran.code == 1
     assert f"port {scraper.port}" in ran.stderr
     assert "--port" in ran.stderr
