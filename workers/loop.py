@@ -33,6 +33,7 @@ from workers.judging import failed, given_back, succeeded
 from workers.line import Line
 from workers.meter import FREE, Meter
 from workers.saying import named, say, unheard, where
+from workers.tracing import Traces
 
 #: seconds between two looks of the loop at itself: leases, pauses, a sign of life
 TICK_S = 0.2
@@ -57,8 +58,10 @@ class Loop(threading.Thread):
         put: Callable[[Outcome], None],
         meter: Meter | None = None,
         full: Callable[[], bool] = lambda: False,
+        traces: Traces | None = None,
     ) -> None:
         super().__init__(name="loop", daemon=True)
+        self._traces = traces
         self._full = full  # whether so many results wait to be recorded that nothing more may start
         self._meter = meter or FREE
         self.hand = Hand()
@@ -238,6 +241,8 @@ class Loop(threading.Thread):
             internal = CallError("internal", f"the worker failed on it ({type(error).__name__})")
             outcome = failed(job, internal, self._me, asked, started_at, _ms_since(began))
         say(outcome, job)
+        if self._traces is not None:
+            self._traces.called(job, asked, outcome)
         self._end(held, outcome)
 
     def _end(self, held: Held, outcome: Outcome) -> None:

@@ -17,11 +17,12 @@ from tasks.queues import RUN_SLICE
 from workers.claiming import Claiming
 from workers.hand import Held
 from workers.loop import Loop
+from workers.tracing import Traces
 
 log = structlog.get_logger(__name__)
 
 
-def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> None:
+def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming, traces: Traces | None = None) -> None:
     """Give the app its one task that runs jobs."""
 
     @app.task(name=RUN_SLICE, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
@@ -41,6 +42,8 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
             held = claiming.claim(slice_id, started=at_once, taken_back_started=free)
             if not held:
                 return
+            if traces is not None:
+                traces.claimed(slice_id, held)
             alone = any(h.job.crashes >= ALONE_CRASHES for h in held)
             if not alone and (at_once or (free and held[0].job.taken_back)):  # that has waited for a lease already
                 loop.hand_over(held)
