@@ -140,7 +140,7 @@ class Traces:
         from opentelemetry.trace import set_span_in_context
 
         first = held[0]
-        attributes = {
+        attributes: dict[str, Any] = {
             "offload.slice_id": slice_id,
             "offload.batch_id": first.job.batch_id,
             "offload.model_class": first.job.model_class,

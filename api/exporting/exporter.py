@@ -56,9 +56,11 @@ class Exporter:
             look.begin()
         stands, lengths = self._stands.answer(now + WAIT_S), self._lengths.answer(now + WAIT_S)
         self._counted.answer(now + WAIT_S)  # after a long pause there is more to count: the next scrape has it
-        waits = self._waits.newest(now + PATIENCE_S) or self._waits.answer(now + WAIT_S)
+        waits = self._waits.newest(now + PATIENCE_S)
+        if waits is None:  # it is the first one
+            waits = self._waits.answer(now + WAIT_S)
         with self._counting.lock:
-            return iter(list(families(stands, waits if stands else None, lengths, self._counting.tally)))
+            return iter(list(families(stands, waits, lengths, self._counting.tally)))
 
     def describe(self) -> Iterator[Metric]:
         """Every metric's name; nobody is asked."""

@@ -30,7 +30,7 @@ def families(
     """
     yield _gauge("offload_ledger_up", "Whether the ledger answered this scrape.", (), [((), gauges is not None)])
     yield _gauge("offload_redis_up", "Whether Redis answered this scrape.", (), [((), lengths is not None)])
-    yield from _of_ledger(gauges or Gauges(), queued or {})
+    yield from _of_ledger(gauges, queued or {}) if gauges is not None else _of_ledger(Gauges(), {})
     messages = [((name,), n) for name, n in (lengths or {}).items()]
     yield _gauge("offload_queue_messages", "Messages in a class's Redis list.", ("model_class",), messages)
     yield from _counters(tally)

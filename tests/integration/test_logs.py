@@ -63,7 +63,9 @@ def test_roles_say_what_they_do_and_not_what_was_said(pool: TestPool) -> None:
     answer is in any of them.
     """
     worker = pool.up()
-    jobs = [{"id": f"p{i}", "category": "plain", "prompt": f"{MARK} {fate}"} for i, fate in enumerate(FATES)]
+    jobs: list[dict[str, Any]] = [
+        {"id": f"p{i}", "category": "plain", "prompt": f"{MARK} {fate}"} for i, fate in enumerate(FATES)
+    ]
     jobs += [
         {"id": f"f{i}", "category": "form", "prompt": f"{MARK} {fate}", "schema": SCHEMA}
         for i, fate in enumerate(FATES)
@@ -84,7 +86,7 @@ def test_roles_say_what_they_do_and_not_what_was_said(pool: TestPool) -> None:
     assert {"debug", "info", "warning"} <= {line["level"] for line in said}
 
     with pool.db.read() as c:
-        ids = dict(c.exec_driver_sql("SELECT id, line_id FROM jobs WHERE batch_id = ?", (batch,)).all())
+        ids: dict[int, str] = dict(c.exec_driver_sql("SELECT id, line_id FROM jobs WHERE batch_id = ?", (batch,)).all())
     of = {state: {n for n, r in results.items() if r["state"] == state} for state in ("done", "failed")}
     assert len(of["failed"]) > 5
     for event, state in (("a job is done", "done"), ("a job failed", "failed")):

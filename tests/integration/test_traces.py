@@ -111,7 +111,9 @@ def test_every_call_is_a_span_of_its_slice(tmp_path: Path, simulator: Background
         eventually(lambda: _all_slices_ended(receiver), "all slices ended")
         with pool.db.read() as c:
             rows = {r.job_id: r for r in c.exec_driver_sql("SELECT * FROM calls WHERE batch_id = ?", (batch,))}
-            ids = dict(c.exec_driver_sql("SELECT line_id, id FROM jobs WHERE batch_id = ?", (batch,)).all())
+            ids: dict[str, int] = dict(
+                c.exec_driver_sql("SELECT line_id, id FROM jobs WHERE batch_id = ?", (batch,)).all()
+            )
         pool.log.flush()
         assert "a trace could not be made" not in (tmp_path / "roles.log").read_text()
     receiver.close()

@@ -213,7 +213,7 @@ def test_a_dear_question_is_asked_seldom() -> None:
 
 def test_a_fault_of_ours_spares_the_other_figures() -> None:
     """A look that fails is no answer, and the next one asks again."""
-    answers = iter([ValueError("a prompt"), 7])
+    answers: Iterator[int | Exception] = iter([ValueError("a prompt"), 7])
 
     def ask() -> int:
         found = next(answers)

@@ -105,7 +105,7 @@ def test_an_answer_is_in_no_attribute() -> None:
 
 def test_a_server_is_named_by_host_and_port() -> None:
     """With its scheme's port where none is said; a file or a command has neither."""
-    cloud = Provider(name="far", kind="anthropic")  # type: ignore[call-arg]  # the rest is filled in
+    cloud = Provider(name="far", kind="anthropic")
     assert (fixed(ME, cloud)["server.address"], fixed(ME, cloud)["server.port"]) == ("api.anthropic.com", 443)
     file = Provider.model_validate({"kind": "gguf", "path": "/m.gguf"})
     assert "server.address" not in fixed(ME, file)
