@@ -17,8 +17,8 @@ from tasks.ledger.gauges import Gauges
 from tasks.registry import Registry
 from tasks.settings import Settings, Times
 
-#: seconds a scrape waits for its answers; it takes at most two
-WAIT_S = 1.8
+#: seconds a scrape waits for its answers; with all that is to be done besides it takes at most two
+WAIT_S = 1.5
 #: seconds a scrape waits for the count of what waits, once there is one from before
 PATIENCE_S = 0.05
 #: that count takes no more than one part in so many of the time

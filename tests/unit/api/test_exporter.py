@@ -28,8 +28,8 @@ from tests.unit.workers.jobs import REGISTRY
 
 calls = CallRow.__table__  # type: ignore[attr-defined]
 
-#: seconds a scrape may take, on a busy machine
-BOUND_S = 2.5
+#: seconds a scrape may take here, where others are busy beside it; to find out that nobody answers takes 5
+BOUND_S = 4.0
 
 
 class Scraped:

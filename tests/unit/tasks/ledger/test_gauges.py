@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text, update
+from sqlalchemy import event, insert, text, update
 
 from tasks.config import parse
 from tasks.ledger import control, endings, gauges, ticks
 from tasks.ledger.database import Database
 from tasks.ledger.gauges import Gauges
+from tasks.ledger.schema import open_ledger
 from tasks.registry import Registry
 from tasks.states import JobState
-from tasks.tables import Job, Usage
+from tasks.tables import Batch, Job, Usage
 from tasks.turns import IDLE_WINDOW, MOST_UNCLAIMED, WINDOW
+from tests.support.postgres import Postgres
 from tests.unit.ledgers import TIMES, Ledger, outcome
 
+batches = Batch.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 usage = Usage.__table__  # type: ignore[attr-defined]
 
@@ -180,21 +184,52 @@ def test_jobs_that_are_cancelled_or_expire_are_kept_count_of(ledger: Ledger) -> 
     assert look(ledger).ticks[ticks.ENDED][1] == {"cancelled small": 3, "expired coder": 2}
 
 
-def test_no_look_goes_through_jobs_that_have_ended(ledger: Ledger) -> None:
+@pytest.fixture(params=["sqlite", "postgres"])
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Ten thousand jobs of one open batch that have ended, and a thousand that wait."""
+    server: Postgres | None = request.getfixturevalue("postgres") if request.param == "postgres" else None
+    db = open_ledger(tmp_path / "ledger.db" if server is None else server.create("full"))
+    with db.write(durable=False) as c:
+        of = {"id": "b", "state": "open", "created_at": 1.0, "touched_at": 1.0, "opened_at": 1.0, "deadline_at": 9e9}
+        c.execute(insert(batches).values(of))
+        c.execute(insert(jobs), [_job(i) for i in range(11_000)])
+    if server is not None:
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+            c.execute(text("ANALYZE jobs"))
+    yield db
+    db.close()
+    if server is not None:
+        server.drop("full")
+
+
+def _job(i: int) -> dict[str, Any]:
+    of = {
+        "batch_id": "b",
+        "line": i,
+        "line_id": str(i),
+        "category": "plain",
+        "tier": "lan_ok",
+        "rank": i,
+        "due_at": 0.0,
+    }
+    return of | {"model_class": ("small", "coder")[i % 2], "state": "queued" if i >= 10_000 else "done"}
+
+
+def test_no_look_goes_through_jobs_that_have_ended(full: Database) -> None:
     """Each statement about jobs goes along an index whose entries are of the state that is asked for."""
-    ledger.worker()
-    ledger.submit(5)
-    ledger.fill()
-    asked = list(_asked(ledger.db, lambda: (look(ledger), queued(ledger))))
+    classes = REGISTRY.classes
+    asked = list(_asked(full, lambda: (gauges.look(full, classes, [], 45.0), gauges.queued(full, classes))))
     about_jobs = [(statement, given) for statement, given in asked if re.search(r"\bjobs\b", statement)]
-    assert len(about_jobs) == 1 + 2 * len(REGISTRY.classes)
+    assert len(about_jobs) == 1 + 2 * len(classes)
     for statement, given in about_jobs:
-        plan = _plan(ledger.db, statement, given)
+        with full.read() as c:
+            explain = "EXPLAIN " if full.is_postgres else "EXPLAIN QUERY PLAN "
+            plan = "\n".join(str(row[-1]) for row in c.exec_driver_sql(explain + statement, given))
         assert "ix_jobs_out" in plan or "ix_jobs_queue" in plan, plan
-        assert not re.search(r"SCAN jobs(?! USING)|Seq Scan on jobs", plan), plan
+        assert not re.search(r"SCAN jobs(?! USING)|Seq Scan on jobs|uq_jobs_line", plan), plan
 
 
-def _asked(db: Database, what: Any) -> Iterator[tuple[str, Any]]:
+def _asked(db: Database, what: Callable[[], object]) -> Iterator[tuple[str, Any]]:
     """The statements of a call."""
     found: list[tuple[str, Any]] = []
 
@@ -205,12 +240,3 @@ def _asked(db: Database, what: Any) -> Iterator[tuple[str, Any]]:
     what()
     event.remove(db.engine, "before_cursor_execute", note)
     return iter(found)
-
-
-def _plan(db: Database, statement: str, given: Any) -> str:
-    """How it is carried out. PostgreSQL reads a small table as a whole unless told that this is dear."""
-    with db.read() as c:
-        if db.is_postgres:
-            c.execute(text("SET LOCAL enable_seqscan = off"))
-        explain = "EXPLAIN " if db.is_postgres else "EXPLAIN QUERY PLAN "
-        return "\n".join(str(row[-1]) for row in c.exec_driver_sql(explain + statement, given))
