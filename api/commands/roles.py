@@ -7,7 +7,7 @@ import re
 import click
 
 from api.embedded.ports import API_PORT, FLOWER_PORT
-from api.logs import configure_logs
+from api.logs import role_logs
 from tasks.config import load_registry
 from tasks.settings import NODE, load_settings
 
@@ -28,18 +28,18 @@ def worker(node: str | None, provider: str, serves: str | None, allow_cloud_key:
     from workers import process
 
     settings = load_settings()
-    configure_logs(settings)
     classes = [name.strip() for name in serves.split(",") if name.strip()] if serves is not None else None
     if classes == []:
         raise click.UsageError("--serves names no class")
-    process.run(
-        settings,
-        load_registry(settings),
-        provider,
-        node or settings.node,
-        classes,
-        cloud_key_is_fine=allow_cloud_key,
-    )
+    with role_logs(settings):
+        process.run(
+            settings,
+            load_registry(settings),
+            provider,
+            node or settings.node,
+            classes,
+            cloud_key_is_fine=allow_cloud_key,
+        )
 
 
 @click.command()
@@ -48,8 +48,8 @@ def beat() -> None:
     from scheduler import process
 
     settings = load_settings()
-    configure_logs(settings)
-    process.run(settings, load_registry(settings))
+    with role_logs(settings):
+        process.run(settings, load_registry(settings))
 
 
 @click.command()
@@ -61,8 +61,8 @@ def api(address: str, port: int) -> None:
     from api.use_cases.pool import Pool
 
     settings = load_settings()
-    configure_logs(settings)
-    serving.serve(Pool(settings), address, port)
+    with role_logs(settings):
+        serving.serve(Pool(settings), address, port)
 
 
 def _prefix(context: click.Context, option: click.Parameter, path: str) -> str:
@@ -82,8 +82,8 @@ def flower(address: str, port: int, url_prefix: str, writable: bool) -> None:
     from api import flower_role
 
     settings = load_settings()
-    configure_logs(settings)
-    flower_role.run(settings, load_registry(settings), flower_role.Door(address, port, url_prefix, writable))
+    with role_logs(settings):
+        flower_role.run(settings, load_registry(settings), flower_role.Door(address, port, url_prefix, writable))
 
 
 def __getattr__(name: str) -> click.Command:
