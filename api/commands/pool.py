@@ -32,7 +32,7 @@ LOG_KEPT_BYTES = 10 * 1024 * 1024
     is_flag=True,
     help="Use the shipped simulator when no model server here serves every class.",
 )
-@click.option("--monitor", is_flag=True, help="Run Flower as well, on loopback, and say where it is.")
+@click.option("--monitor", is_flag=True, help="Run Flower and /metrics as well, on loopback; say where they are.")
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print JSON.")
 def up(detach: bool, simulate: bool, monitor: bool, as_json: bool) -> None:
     """Run the whole pool on this machine until Ctrl-C: Redis, beat, one worker per provider, the HTTP API."""
@@ -98,6 +98,8 @@ def _say_up(settings: Settings, pid: int, as_json: bool) -> None:
     say(f"API: {api}/v1")
     if flower := monitor.get("flower"):
         say(f"flower: {flower} (user and password: {settings.flower_auth_place})")
+    if metrics := monitor.get("metrics"):
+        say(f"metrics: {metrics}")
     say(f"the pool is up (pid {pid}), its state in {settings.home}; stop it with: offload down")
 
 

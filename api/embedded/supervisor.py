@@ -18,7 +18,7 @@ import structlog
 import yaml
 
 from api.embedded import discover, redis_server
-from api.embedded.ports import API_PORT, FLOWER_PORT
+from api.embedded.ports import API_PORT, FLOWER_PORT, METRICS_PORT
 from api.embedded.state import held_lock, write_pool
 from api.embedded.vital_signs import VitalSigns
 from tasks.config import config_path, load_registry
@@ -114,7 +114,8 @@ class Role:
 class Supervisor:
     """The pool of one machine.
 
-    simulate: use the shipped simulator when no server here serves every class. monitor: run Flower as well.
+    simulate: use the shipped simulator when no server here serves every class. monitor: run Flower and the
+    exporter of metrics as well.
     """
 
     settings: Settings
@@ -230,7 +231,9 @@ class Supervisor:
         """Start what people watch the pool with; nothing waits for it. What -> where."""
         port = redis_server.free_port(FLOWER_PORT)
         self._add("flower", "flower", "--port", str(port), grace_s=MONITOR_GRACE_S)
-        return {"flower": f"http://127.0.0.1:{port}/"}
+        metrics = redis_server.free_port(METRICS_PORT)
+        self._add("metrics", "metrics", "--port", str(metrics), grace_s=MONITOR_GRACE_S)
+        return {"flower": f"http://127.0.0.1:{port}/", "metrics": f"http://127.0.0.1:{metrics}/metrics"}
 
     def _servers(self, registry: Registry) -> str:
         """In words: what will run the jobs."""

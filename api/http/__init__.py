@@ -10,5 +10,5 @@ batches.py    /v1/batches
 direct.py     /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models
 jobs.py       /jobs, /batches: the pool's own words
 answers.py    their answers in OpenAI's shapes
-service.py    /healthz
+service.py    /healthz, /metrics
 """

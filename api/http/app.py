@@ -68,12 +68,14 @@ def create_app(pool: Pool) -> FastAPI:
         await app.state.direct.aclose()
         for thread in threads:
             thread.stop()
+        app.state.metrics.close()
 
     app = FastAPI(title="Offload", version=version("offload"), lifespan=lives, docs_url=None, redoc_url=None)
     app.state.pool = pool
     app.state.callers = Callers(pool)
     app.state.validator = Validator(pool)
     app.state.telling = Telling(pool)
+    app.state.metrics = service.Metrics(pool)
     app.state.sizes = Remembered[int]()
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
