@@ -1,4 +1,4 @@
-"""I6: an hour's rollups are the sum of its calls, whatever came when and whoever summed it how often, on either database.
+"""I6: an hour's rollups are the sum of its calls, whatever came when and whoever summed it how often, on any database.
 
 The quick suite leads few histories, the acceptance suite many.
 """
