@@ -12,9 +12,7 @@ from tasks.settings import load_settings
 
 @click.command()
 @click.option("--address", default="127.0.0.1", show_default=True, metavar="HOST", help="Where to listen.")
-@click.option(
-    "--port", type=click.IntRange(0, 65_535), default=METRICS_PORT, show_default=True, help="0 takes a free one."
-)
+@click.option("--port", type=click.IntRange(0, 65_535), default=METRICS_PORT, show_default=True, help="0: a free one.")
 def metrics(address: str, port: int) -> None:
     """Serve /metrics for Prometheus, and /healthz, until Ctrl-C."""
     from api.exporting.server import serve

@@ -285,7 +285,7 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(
 ) -> None:
     """OFFLOAD_HOME in a place that cannot be: exit 1, and the path is named."""
     home = place(tmp_path)
-    ran = executable(clean_environment() | {"OFFLOAD_HOME": str(home)}, "up", *options)
+    ran = offload(clean_environment() | {"OFFLOAD_HOME": str(home)}, "up", *options)
     assert ran.code == 1
     assert str(home) in ran.stderr
     assert "Traceback" not in ran.stderr
