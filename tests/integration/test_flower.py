@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
@@ -25,6 +24,7 @@ from api.embedded.redis_server import free_port
 from tasks.ledger import reading
 from tests.support.browser import PICTURES, browsing
 from tests.support.cli import executable
+from tests.support.nursery import Role
 from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
@@ -53,7 +53,7 @@ def basic(credentials: str) -> str:
 class Flower:
     """One Flower and the way in. url: without the last slash, and without the prefix."""
 
-    process: Popen[bytes]
+    process: Role
     url: str
     auth: str
     prefix: str = ""

@@ -126,7 +126,6 @@ def test_a_batch_shows_in_every_family(pool: TestPool, scraper: Scraper) -> None
     said = scraper.get()[2]
     assert MARK not in said
     assert batch not in said
-    pool.log.flush()
     assert MARK not in (pool.home.parent / "roles.log").read_text()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from tests.support.nursery import Role
 from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
@@ -79,9 +79,7 @@ def simulator() -> Iterator[BackgroundSimulator]:
 
 
 @contextmanager
-def traced(
-    folder: Path, simulator: BackgroundSimulator, endpoint: str
-) -> Iterator[tuple[TestPool, subprocess.Popen[bytes]]]:
+def traced(folder: Path, simulator: BackgroundSimulator, endpoint: str) -> Iterator[tuple[TestPool, Role]]:
     """A pool with a worker that has this collector, and the worker."""
     config = simulated(simulator.url)
     config["categories"] = {
@@ -114,7 +112,6 @@ def test_every_call_is_a_span_of_its_slice(tmp_path: Path, simulator: Background
             ids: dict[str, int] = dict(
                 c.exec_driver_sql("SELECT line_id, id FROM jobs WHERE batch_id = ?", (batch,)).all()
             )
-        pool.log.flush()
         assert "a trace could not be made" not in (tmp_path / "roles.log").read_text()
     receiver.close()
 
@@ -193,5 +190,4 @@ def test_a_collector_that_is_down_harms_nothing(tmp_path: Path, simulator: Backg
             worker.terminate()
             assert worker.wait(20) == 0
             assert time.monotonic() - began < 10
-            pool.log.flush()
             assert MARK not in (tmp_path / "roles.log").read_text()
