@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "nodes": ("nodes", "nodes", "Show the nodes; stop and start their model servers."),
     "drain": ("nodes", "drain", "Let a node finish what runs and take nothing new."),
     "doctor": ("doctor", "doctor", "Check everything; say how to mend what is broken."),
+    "healthy": ("healthy", "healthy", "Whether one role is well; for containers' health checks."),
     "up": ("pool", "up", "Run the whole pool on this machine."),
     "down": ("pool", "down", "Stop the pool that runs in the background."),
     "worker": ("roles", "worker", "Be the worker of one provider."),
