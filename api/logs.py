@@ -18,6 +18,7 @@ QUIET = (
     "celery.apps.worker",
     "kombu",
     "aiohttp.access",
+    "tornado.access",
     "anthropic",
     "httpx",
     "httpx2",

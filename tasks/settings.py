@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigError
@@ -49,6 +49,9 @@ class Times:
 #: what a node may be called: it is part of names in Celery, in logs and in results
 NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
+#: basic auth as Flower compares it
+USER_AND_PASSWORD = r"[!-9;-~]+:[!-~]+"
+
 
 def _host_name() -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().split(".")[0]).lstrip("._-")[:63] or "node"
@@ -79,12 +82,22 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="seconds a worker that stops lets its calls end"
     )
+    flower_auth: SecretStr | None = Field(
+        None, description="user:password of Flower's pages; without it one is made and kept in the run folder"
+    )
     time_divisor: float = Field(1.0, gt=0, allow_inf_nan=False, description="divides all recovery times; for tests")
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("flower_auth")
+    @classmethod
+    def _user_and_password(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(USER_AND_PASSWORD, value.get_secret_value()):
+            raise ValueError("must be user:password, in ASCII without spaces")
+        return value
 
     @cached_property
     def times(self) -> Times:
@@ -100,6 +113,16 @@ class Settings(BaseSettings):
     def pool_file(self) -> Path:
         """What a running pool says of itself: pid, Redis URL (readable by its owner only)."""
         return self.run_dir / "pool.json"
+
+    @property
+    def flower_auth_file(self) -> Path:
+        """Where the user and the password of Flower's pages are kept when none was given (for its owner only)."""
+        return self.run_dir / "flower.auth"
+
+    @property
+    def flower_sign(self) -> Path:
+        """A file that Flower touches every second while it serves."""
+        return self.run_dir / "flower.alive"
 
     @property
     def helper_log(self) -> Path:

@@ -1,4 +1,4 @@
-"""offload worker, offload beat, offload simulate: the roles one by one, in the foreground"""
+"""offload worker, offload beat, offload flower, offload simulate: the roles one by one, in the foreground"""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ def beat() -> None:
     settings = load_settings()
     configure_logs(settings)
     process.run(settings, load_registry(settings))
+
+
+def _prefix(context: click.Context, option: click.Parameter, path: str) -> str:
+    prefix = path.strip("/")
+    if not re.fullmatch(r"([A-Za-z0-9_~-]+(/[A-Za-z0-9_~-]+)*)?", prefix):
+        raise click.BadParameter("letters, digits, dashes and underscores, with slashes between")
+    return prefix
+
+
+@click.command()
+@click.option("--address", metavar="ADDR", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5555, show_default=True, help="0 for any free one.")
+@click.option("--url-prefix", metavar="PATH", default="", callback=_prefix, help="All pages are under it.")
+@click.option("--writable", is_flag=True, help="Let the pages stop workers and send tasks; else they only show.")
+def flower(address: str, port: int, url_prefix: str, writable: bool) -> None:
+    """Be Flower, the pool's monitor, until Ctrl-C; OFFLOAD_FLOWER_AUTH is its user:password, else one is made."""
+    from api import flower_role
+
+    settings = load_settings()
+    configure_logs(settings)
+    flower_role.run(settings, load_registry(settings), flower_role.Door(address, port, url_prefix, writable))
 
 
 def __getattr__(name: str) -> click.Command:
