@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "worker": ("roles", "worker", "Be the worker of one provider."),
     "beat": ("roles", "beat", "Be beat and the scheduler queue's worker."),
     "flower": ("roles", "flower", "Be Flower, the pool's monitor."),
+    "metrics": ("metrics", "metrics", "Serve /metrics for Prometheus."),
     "simulate": ("roles", "simulate", "Be a model server without a GPU."),
     "stats": ("stats", "stats", "What the pool did, by category, model, node or app."),
     "rollup": ("stats", "rollup", "Sum the hours that are due; show and export one."),

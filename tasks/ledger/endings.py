@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, case, select, update
 
+from tasks.ledger import ticks
 from tasks.ledger.database import Database, parts, retried
 from tasks.privacy import Tier
 from tasks.states import LIVE, TERMINAL, BatchState, JobState
@@ -77,7 +78,7 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
         if c.execute(select(batches.c.state).where(batches.c.id == batch_id)).scalar() != BatchState.OPEN:
             return 0, after
         next_ones = (
-            select(jobs.c.id, jobs.c.line)
+            select(jobs.c.id, jobs.c.line, jobs.c.model_class)
             .where(jobs.c.batch_id == batch_id, jobs.c.line > after, jobs.c.state.in_(LIVE))
             .order_by(jobs.c.line)
             .limit(CHUNK)
@@ -100,6 +101,8 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
                 )
             )
         count_ended(c, {batch_id: Counter({state: len(ids)})}, now)
+        if rows:
+            ticks.add(c, now, ticks.ENDED, Counter(f"{state} {row.model_class}" for row in rows))
         return len(ids), rows[-1].line if rows else after
 
 

@@ -1,0 +1,250 @@
+"""compose.yaml without Docker: each service's own command, environment and health check, as a process.
+
+A container's address is an address of the loopback of its own, so that ports stay those of the file; its folders are
+folders of the test's.  What an image brings, its entry point and its programs, the test brings instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+_VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:[-?])([^}]*))?\})")
+
+
+class Refused(Exception):
+    """A variable that the file needs is not set; its words are the file's."""
+
+
+def read(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """A compose file with its variables put in; raises Refused."""
+
+    def value(found: re.Match[str]) -> str:
+        name, operator, words = found.groups()
+        if name is None:
+            return "$"
+        given = environment.get(name, "")
+        if operator == ":?" and not given:
+            raise Refused(f"{name}: {words}")
+        return given or (words if operator == ":-" else "") or ""
+
+    def put_in(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: put_in(inner) for key, inner in node.items()}
+        if isinstance(node, list):
+            return [put_in(inner) for inner in node]
+        return _VARIABLE.sub(value, node) if isinstance(node, str) else node
+
+    return dict(put_in(yaml.safe_load(path.read_text())))
+
+
+def env_file(text: str) -> dict[str, str]:
+    """The variables of an .env file."""
+    lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def image_environment() -> dict[str, str]:
+    """What ops/Dockerfile's last stage sets, but for PATH."""
+    text = (ROOT / "ops" / "Dockerfile").read_text().rpartition("\nFROM ")[2].replace("\\\n", " ")
+    words = [w for line in re.findall(r"^ENV (.*)$", text, re.MULTILINE) for w in shlex.split(line)]
+    return {name: value for name, _, value in (w.partition("=") for w in words) if name != "PATH"}
+
+
+def image_entry_point() -> list[str]:
+    """The image's entry point."""
+    return list(yaml.safe_load(re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "ops" / "Dockerfile").read_text(), re.M)[-1]))
+
+
+def seconds(text: str) -> float:
+    """A duration as compose writes it."""
+    return sum(float(n) * {"s": 1, "m": 60, "h": 3600}[unit] for n, unit in re.findall(r"([\d.]+)([smh])", text))
+
+
+class Container:
+    """One service as a process. entry: what its image begins its command with; more: words put after it."""
+
+    def __init__(
+        self,
+        pool: Composed,
+        name: str,
+        service: Mapping[str, Any],
+        address: str,
+        entry: Sequence[str] = (),
+        more: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        self.name, self.service, self.address = name, service, address
+        self._pool = pool
+        self._folders = dict(self._mounts(pool.folder / name))
+        ours = service["image"].startswith("offload:")
+        first = [] if service.get("entrypoint") == [] else list(image_entry_point() if ours else entry)
+        self.argv = [*prefix, *(self.translated(w) for w in [*first, *service.get("command", ())]), *more]
+        inside = image_environment() if ours else {}
+        inside |= {k: str(v) for k, v in service.get("environment", {}).items()}
+        self.environment = {k: self.translated(v) for k, v in inside.items()} | {
+            "PATH": f"{pool.programs}:{os.environ['PATH']}",
+            "HOME": str(pool.folder),
+        }
+        self._options = options
+        self.log = pool.folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def translated(self, text: str) -> str:
+        """A text of the container's inside as it is true outside: folders, its own address, others' names."""
+        for target in sorted(self._folders, key=len, reverse=True):
+            text = re.sub(rf"(?<![\w.-]){re.escape(target)}(?=[/:'\"\s]|$)", str(self._folders[target]), text)
+        text = re.sub(r"\b(0\.0\.0\.0|127\.0\.0\.1|localhost)\b", self.address, text)
+        return re.sub(r"(?<=[@/\"'])([a-z][a-z-]*)(?=:\d)", lambda m: self._pool.host(m[1]), text)
+
+    def _mounts(self, folder: Path) -> Iterator[tuple[str, Path]]:
+        for one in self.service.get("tmpfs", ()):
+            target = one.partition(":")[0]
+            yield target, self._made(folder / "tmpfs" / target.strip("/").replace("/", "-"))
+        for one in self.service.get("volumes", ()):
+            if isinstance(one, str):
+                source, target = one.split(":")[:2]
+            else:
+                source, target = one["source"], one["target"]
+            if source.startswith((".", "/")):
+                yield target, self._copied(ROOT / source, folder / "binds" / target.strip("/").replace("/", "-"))
+            else:
+                yield target, self._made(self._pool.folder / "volumes" / source)
+
+    @staticmethod
+    def _made(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _copied(self, source: Path, to: Path) -> Path:
+        """What is bound from the tree, with names and addresses as they are here."""
+        self._folders: dict[str, Path] = {}
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, to, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, to)
+        for file in [to] if to.is_file() else [p for p in to.rglob("*") if p.is_file()]:
+            file.write_text(self._pool.edited(file.name, self.translated(file.read_text())))
+        return to
+
+    def start(self) -> None:
+        """Start it."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._options
+            )
+
+    def check(self) -> subprocess.CompletedProcess[bytes]:
+        """Run its health check once."""
+        kind, *words = self.service["healthcheck"]["test"]
+        argv = ["sh", "-c", *words] if kind == "CMD-SHELL" else words
+        limit = seconds(self.service["healthcheck"]["timeout"])
+        argv = [self.translated(word) for word in argv]
+        return subprocess.run(argv, env=self.environment, capture_output=True, timeout=limit, check=False)
+
+    def wait_until(self, condition: str) -> None:
+        """Wait for what `depends_on` asks."""
+        assert self.process is not None
+        if condition == "service_completed_successfully":
+            assert self.process.wait(60) == 0, self.words()
+        else:
+            eventually(self._healthy, f"{self.name} is healthy", 90, every_s=0.2)
+
+    def _healthy(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.words()
+        return self.check().returncode == 0
+
+    def stop(self) -> int:
+        """Its stop signal; the status it ends with inside its grace."""
+        assert self.process is not None
+        grace = seconds(self.service.get("stop_grace_period", "10s"))
+        self.process.send_signal(signal.Signals[self.service.get("stop_signal", "SIGTERM")])
+        return self.process.wait(grace)
+
+    def words(self) -> str:
+        """What it said."""
+        return f"{self.name}: {self.log.read_text()[-3000:]}"
+
+
+class Composed:
+    """The services of a compose file, of the profiles given, that the test starts."""
+
+    def __init__(self, folder: Path, path: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.file = read(path, environment)
+        profiles = set(environment.get("COMPOSE_PROFILES", "").split(","))
+        there = self.file["services"].items()
+        self.services = {n: s for n, s in there if not s.get("profiles") or profiles & set(s["profiles"])}
+        self._net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
+        self._hosts: dict[str, str] = {}
+        self.programs = folder / "programs"
+        self.programs.mkdir(parents=True)
+        self.edits: dict[str, Any] = {}
+        self.running: dict[str, Container] = {}
+
+    def host(self, name: str) -> str:
+        """The address of a service; other names are left as they are."""
+        if name in self._hosts:
+            return self._hosts[name]
+        if name not in self.file["services"]:
+            return name
+        return self._hosts.setdefault(name, f"{self._net}.{list(self.file['services']).index(name) + 10}")
+
+    def at(self, name: str, address: str) -> None:
+        """A service that the test plays itself, at this address."""
+        self._hosts[name] = address
+
+    def edited(self, name: str, text: str) -> str:
+        """A bound file as the test wants it."""
+        return str(self.edits[name](text)) if name in self.edits else text
+
+    def program(self, name: str, path: str) -> None:
+        """A program of an image, by where it is here."""
+        (self.programs / name).symlink_to(path)
+
+    def container(self, name: str, **options: Any) -> Container:
+        """A service, not yet started."""
+        self.running[name] = Container(self, name, self.services[name], self.host(name), **options)
+        return self.running[name]
+
+    def start(self, name: str, **options: Any) -> Container:
+        """Start a service as soon as what it depends on is as it asks."""
+        for other, wanted in self.services[name].get("depends_on", {}).items():
+            self.running[other].wait_until(wanted["condition"])
+        made = self.running.get(name) or self.container(name, **options)
+        made.start()
+        return made
+
+    def stop(self) -> dict[str, tuple[int, float]]:
+        """End all that still run, those that depend on others first: status and seconds of each."""
+        ended = {}
+        for name in reversed(self.running):
+            one = self.running[name]
+            if one.process is not None and one.process.poll() is None:
+                began = time.monotonic()
+                ended[name] = (one.stop(), time.monotonic() - began)
+        return ended
+
+    def close(self) -> None:
+        """kill -9 of whatever is left."""
+        for one in self.running.values():
+            if one.process is not None and one.process.poll() is None:
+                one.process.kill()
+                one.process.wait()
