@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.pool import TestPool, running, simulated
+from tests.support.pool import TestPool, simulated
 from tests.support.redis_roles import OPS, ROLES, RedisOfRoles
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
@@ -29,8 +29,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisOfRoles]:
 def pool(server: RedisOfRoles, tmp_path: Path) -> Iterator[TestPool]:
     """A pool on it; no role runs yet."""
     with in_thread(SimulatorConfig(slots=64, loaded_limit=8)) as simulator:
-        with running(tmp_path, simulated(simulator.url), redis=server) as made:  # type: ignore[arg-type]  # a Redis, too
-            yield made
+        made = TestPool(tmp_path, simulated(simulator.url), redis=server)  # type: ignore[arg-type]  # a Redis, too
+        yield made
+        made.close()
 
 
 def jobs(n: int) -> list[dict[str, Any]]:

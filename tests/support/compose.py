@@ -13,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,10 +108,11 @@ class Container:
 
     def translated(self, text: str) -> str:
         """A text of the container's inside as it is true outside: folders, its own address, others' names."""
-        for target in sorted(self._folders, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w.-]){re.escape(target)}(?=[/:'\"\s]|$)", str(self._folders[target]), text)
+        targets = "|".join(map(re.escape, sorted(self._folders, key=len, reverse=True)))
+        if targets:
+            text = re.sub(rf"(?<![\w.-])({targets})(?=[/:'\"\s]|$)", lambda m: str(self._folders[m[1]]), text)
         text = re.sub(r"\b(0\.0\.0\.0|127\.0\.0\.1|localhost)\b", self.address, text)
-        return re.sub(r"(?<=[@/\"'])([a-z][a-z-]*)(?=:\d)", lambda m: self._pool.host(m[1]), text)
+        return re.sub(r"(?<=[@/\"'])([a-z][a-z-]*)(?=:\d+(?:[/'\"\s]|$))", lambda m: self._pool.host(m[1]), text)
 
     def _mounts(self, folder: Path) -> Iterator[tuple[str, Path]]:
         for one in self.service.get("tmpfs", ()):
@@ -140,7 +142,8 @@ class Container:
         else:
             shutil.copy(source, to)
         for file in [to] if to.is_file() else [p for p in to.rglob("*") if p.is_file()]:
-            file.write_text(self._pool.edited(file.name, self.translated(file.read_text())))
+            name = source.name if file == to else file.name
+            file.write_text(self._pool.edited(name, self.translated(file.read_text())))
         return to
 
     def start(self) -> None:
@@ -169,7 +172,10 @@ class Container:
     def _healthy(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.words()
-        return self.check().returncode == 0
+        try:
+            return self.check().returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def stop(self) -> int:
         """Its stop signal; the status it ends with inside its grace."""
@@ -194,8 +200,9 @@ class Composed:
         self.services = {n: s for n, s in there if not s.get("profiles") or profiles & set(s["profiles"])}
         self._net = f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
         self._hosts: dict[str, str] = {}
-        self.programs = folder / "programs"
-        self.programs.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.programs = Path(tempfile.mkdtemp(prefix="offload-programs-"))  # where also `nobody` finds them
+        self.programs.chmod(0o755)
         self.edits: dict[str, Any] = {}
         self.running: dict[str, Container] = {}
 
@@ -248,3 +255,4 @@ class Composed:
             if one.process is not None and one.process.poll() is None:
                 one.process.kill()
                 one.process.wait()
+        shutil.rmtree(self.programs, ignore_errors=True)
