@@ -73,7 +73,7 @@ FORBIDDEN = (
 @pytest.mark.parametrize("role", [r for r in ROLES if r != "admin"])
 def test_no_role_may_do_anything_else(server: RedisOfRoles, role: str) -> None:
     """Wiping, configuring, listing, another program's keys: each is refused to each role."""
-    client = server.connect(role)
+    client: Any = server.connect(role)
     try:
         for command in FORBIDDEN:
             with pytest.raises(redis.exceptions.NoPermissionError):
@@ -104,7 +104,7 @@ def test_no_role_may_do_anything_else(server: RedisOfRoles, role: str) -> None:
 )
 def test_a_role_may_not_do_another_roles_work(server: RedisOfRoles, role: str, command: tuple[str, ...]) -> None:
     """Who submits takes nothing, who watches changes nothing, the cloud's worker takes no job of home."""
-    client = server.connect(role)
+    client: Any = server.connect(role)
     try:
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*command)

@@ -92,6 +92,7 @@ class Container:
     ) -> None:
         self.name, self.service, self.address = name, service, address
         self._pool = pool
+        self._folders: dict[str, Path] = {}
         self._folders = dict(self._mounts(pool.folder / name))
         ours = service["image"].startswith("offload:")
         first = [] if service.get("entrypoint") == [] else list(image_entry_point() if ours else entry)
@@ -135,7 +136,6 @@ class Container:
 
     def _copied(self, source: Path, to: Path) -> Path:
         """What is bound from the tree, with names and addresses as they are here."""
-        self._folders: dict[str, Path] = {}
         to.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, to, dirs_exist_ok=True)
