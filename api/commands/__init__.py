@@ -56,6 +56,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "policy": ("policy", "policy", "Show, explain and test the policy."),
     "audit": ("audit", "audit", "Second opinions on finished jobs: list, show, label, report."),
     "db": ("db", "db", "The ledger's tables: bring them to this version."),
+    "backup": ("backup", "backup", "Copy the pool into a folder while it runs."),
+    "restore": ("backup", "restore", "Put a backup back into an empty pool."),
     "config": ("config", "config", "Check the configuration; print its schema."),
 }
 

@@ -40,6 +40,11 @@ class Postgres:
         self._call("initdb", "-U", "offload", "--auth=trust", "--encoding=UTF8", "--no-sync", "-D", str(self._data))
         self.start()
 
+    @property
+    def programs(self) -> Path:
+        """Where its own programs are: pg_dump and the others."""
+        return self._bin
+
     def url(self, database: str) -> str:
         """The address of one of its databases, as OFFLOAD_DATABASE_URL takes it."""
         return f"postgresql://offload@127.0.0.1:{self.port}/{database}"
