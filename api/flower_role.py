@@ -14,17 +14,20 @@ import os
 import re
 import secrets
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from celery.events import EventReceiver
 from flower.app import Flower, rewrite_handler
 from flower.command import extract_settings
+from flower.events import Events
 from flower.options import options
 from flower.urls import settings as flower_settings
 from flower.views.broker import BrokerView
 from flower.views.monitor import Metrics
-from tornado.ioloop import PeriodicCallback
+from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import authenticated
 
 from tasks.app import make_app
@@ -39,8 +42,13 @@ USER = "offload"
 MOST_TASKS = 10_000
 #: seconds a worker may take to answer what Flower asks it
 ANSWER_S = 1.0
+#: seconds between two tries to listen while Redis is away
+AGAIN_S = 2.0
 #: milliseconds between two signs of life
 SIGN_MS = 1_000
+
+#: a slice's arguments as a message shows them (tasks/app.py)
+SLICE = re.compile(r"'batch': '([^']+)', 'class': '([^']+)', 'jobs': (\d+)")
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +85,9 @@ def run(settings: Settings, registry: Registry, door: Door) -> None:
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, lambda *_: pages.io_loop.add_callback_from_signal(pages.stop))
     PeriodicCallback(settings.flower_sign.touch, SIGN_MS).start()
-    log.info("flower started", address=door.url(port), user_and_password=auth_place(settings), writable=door.writable)
+    log.info(
+        "flower started", address=door.url(port), user_and_password=settings.flower_auth_place, writable=door.writable
+    )
     pages.start()
     os._exit(0)  # nothing is kept, and threads that wait for a Redis that is away would be waited for
 
@@ -94,11 +104,6 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
-
-
-def auth_place(settings: Settings) -> str:
-    """Where a person finds the user and the password."""
-    return "OFFLOAD_FLOWER_AUTH" if settings.flower_auth is not None else str(settings.flower_auth_file)
 
 
 def auth(settings: Settings) -> str:
@@ -124,6 +129,31 @@ def auth(settings: Settings) -> str:
     return made
 
 
+def shown(kwargs: str) -> str:
+    """A task's arguments as the pages show them: a slice's in one short line, for the slice is the task's id."""
+    found = SLICE.search(kwargs)
+    return f"{found[2]}, {found[3]} jobs, {found[1]}" if found else kwargs
+
+
+def _format(task: Any) -> Any:
+    task.kwargs = shown(task.kwargs or "")
+    return task
+
+
+class _Events(Events):  # type: ignore[misc]  # flower has no types
+    """Listens again soon after Redis was away, however long that was; Flower's own pauses double without end."""
+
+    def run(self) -> None:
+        while True:
+            try:
+                with self.capp.connection() as connection:
+                    receiver = EventReceiver(connection, handlers={"*": self.on_event}, app=self.capp)
+                    receiver.capture(limit=None, timeout=None, wakeup=True)
+            except Exception as error:
+                log.warning("Redis is away", error=type(error).__name__, again_s=AGAIN_S)
+                time.sleep(AGAIN_S)
+
+
 class _Queues(BrokerView):  # type: ignore[misc]  # flower has no types
     """The Broker page with every class's queue, those too that no worker serves now."""
 
@@ -145,14 +175,16 @@ def _pages(broker_url: str, registry: Registry, door: Door, user_and_password: s
     options.address, options.port, options.url_prefix = door.address, door.port, door.prefix
     options.basic_auth = [user_and_password]
     options.read_only = not door.writable
-    options.enable_events = False  # workers of this pool always send them
-    options.persistent = False
-    options.max_tasks = MOST_TASKS
     options.inspect_timeout = ANSWER_S * 1000
+    options.format_task = _format
     options.tasks_columns = "name,kwargs,state,received,runtime,worker,uuid"
     extract_settings()
     queues = [SCHEDULER_QUEUE, *map(class_queue, registry.classes)]
-    pages = Flower(capp=make_app(broker_url), options=options, **flower_settings, queues=queues)
+    app, loop = make_app(broker_url), IOLoop.current()
+    events = _Events(
+        app, loop, enable_events=False, max_tasks_in_memory=MOST_TASKS
+    )  # workers of this pool send them always
+    pages = Flower(capp=app, io_loop=loop, options=options, events=events, **flower_settings, queues=queues)
     ours = [("/broker", _Queues), ("/metrics", _Metrics)]
     pages.add_handlers(".*", [rewrite_handler(h, door.prefix) if door.prefix else h for h in ours])
     return pages

@@ -120,6 +120,11 @@ class Settings(BaseSettings):
         return self.run_dir / "flower.auth"
 
     @property
+    def flower_auth_place(self) -> str:
+        """Where a person finds them."""
+        return "OFFLOAD_FLOWER_AUTH" if self.flower_auth is not None else str(self.flower_auth_file)
+
+    @property
     def flower_sign(self) -> Path:
         """A file that Flower touches every second while it serves."""
         return self.run_dir / "flower.alive"
@@ -156,7 +161,10 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        lines = [f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        lines = [
+            f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_input=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
     try:
         settings.home = settings.home.expanduser().absolute()

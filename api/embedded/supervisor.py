@@ -40,6 +40,10 @@ START_S = 60.0
 FROZEN_S = 15.0
 #: seconds between two looks at the roles
 WATCH_S = 0.2
+#: seconds a monitor is given: it holds nothing
+MONITOR_GRACE_S = 2.0
+#: Flower's port where nobody has it
+FLOWER_PORT = 5555
 #: seconds between looks for a model server while there is none
 LOOK_AGAIN_S = 10.0
 
@@ -109,10 +113,14 @@ class Role:
 
 @dataclass
 class Supervisor:
-    """The pool of one machine. simulate: use the shipped simulator when no server here serves every class."""
+    """The pool of one machine.
+
+    simulate: use the shipped simulator when no server here serves every class. monitor: run Flower as well.
+    """
 
     settings: Settings
     simulate: bool = False
+    monitor: bool = False
     roles: list[Role] = field(default_factory=list)
     _stop: bool = False
     _keys: list[str] = field(default_factory=list)
@@ -154,6 +162,8 @@ class Supervisor:
         write_pool(self.settings, self._pool)
         self._add("beat", "beat")
         self._add_workers(registry)
+        if self.monitor:
+            self._pool["monitor"] = self._add_monitor()
         self._wait_until_ready(db)
         self._pool["ready"] = True
         write_pool(self.settings, self._pool)
@@ -208,6 +218,12 @@ class Supervisor:
         self._add("simulator", "simulate", "--port", str(port), *SIMULATOR_PACE)
         return f"http://127.0.0.1:{port}"
 
+    def _add_monitor(self) -> dict[str, str]:
+        """Start what people watch the pool with; nothing waits for it. What -> where."""
+        port = redis_server.free_port(FLOWER_PORT)
+        self._add("flower", "flower", "--port", str(port), grace_s=MONITOR_GRACE_S)
+        return {"flower": f"http://127.0.0.1:{port}/"}
+
     def _servers(self, registry: Registry) -> str:
         """In words: what will run the jobs."""
         if any(r.name == "simulator" for r in self.roles):
@@ -224,9 +240,10 @@ class Supervisor:
             else:
                 log.warning("a provider serves no class", provider=name)
 
-    def _add(self, name: str, *arguments: str, keeps: Sequence[str] = ()) -> None:
+    def _add(self, name: str, *arguments: str, keeps: Sequence[str] = (), grace_s: float | None = None) -> None:
         command = (sys.executable, "-P", "-m", "api", *arguments)  # -P: never the current folder's code
         role = self._role(name, command, keeps)
+        role.grace_s = grace_s or role.grace_s
         self.roles.append(role)
         role.start()
 
@@ -259,7 +276,8 @@ class Supervisor:
 
     def _watch(self, db: Database, still_ours: Callable[[], bool]) -> None:
         silent_s = max(FROZEN_S, self.settings.times.worker_gone)
-        signs = VitalSigns(db, self.settings.redis_url or "", self.settings.node, silent_s)
+        files = {"flower": self.settings.flower_sign}
+        signs = VitalSigns(db, self.settings.redis_url or "", self.settings.node, silent_s, files)
         ledger = db.path.stat() if db.path else None  # PostgreSQL is nobody's file
         next_look = time.monotonic() + LOOK_AGAIN_S
         while not self._stop:
