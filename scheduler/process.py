@@ -18,7 +18,7 @@ from scheduler import audit, rollups, sweep
 from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from scheduler.service import Service
-from tasks.app import Publisher, make_app
+from tasks.app import Publisher, hush, make_app
 from tasks.errors import PoolError
 from tasks.ledger import sweeping
 from tasks.ledger.database import Database
@@ -41,6 +41,8 @@ def run(settings: Settings, registry: Registry) -> None:
     if url is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
     db = open_ledger(settings.ledger())
+    if settings.log_format == "json":
+        hush()
     app = make_app(url)
     app.conf.beat_schedule = schedule(settings.times)
     app.conf.beat_max_loop_interval = min(5.0, settings.times.sweep)

@@ -62,6 +62,13 @@ def make_app(broker_url: str) -> Celery:
     return app
 
 
+def hush() -> None:
+    """Keep Celery from writing of its end to stdout, past every formatter, where that is read by a machine."""
+    from celery.apps import worker
+
+    worker.safe_say = lambda *_: None
+
+
 #: what Redis says -> what that means
 _WORDS = {
     OutOfMemoryError: "Redis is out of memory and takes no messages; raise its maxmemory, or delete what is not ours",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from api.logs import configure_logs
+from api.logs import role_logs
 from tasks.config import load_registry
 from tasks.settings import load_settings
 
@@ -20,5 +20,5 @@ def metrics(address: str, port: int) -> None:
     from api.exporting.server import serve
 
     settings = load_settings()
-    configure_logs(settings)
-    serve(settings, load_registry(settings), address, port)
+    with role_logs(settings):
+        serve(settings, load_registry(settings), address, port)

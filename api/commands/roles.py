@@ -6,7 +6,7 @@ import re
 
 import click
 
-from api.logs import configure_logs
+from api.logs import role_logs
 from tasks.config import load_registry
 from tasks.settings import NODE, load_settings
 
@@ -27,18 +27,18 @@ def worker(node: str | None, provider: str, serves: str | None, allow_cloud_key:
     from workers import process
 
     settings = load_settings()
-    configure_logs(settings)
     classes = [name.strip() for name in serves.split(",") if name.strip()] if serves is not None else None
     if classes == []:
         raise click.UsageError("--serves names no class")
-    process.run(
-        settings,
-        load_registry(settings),
-        provider,
-        node or settings.node,
-        classes,
-        cloud_key_is_fine=allow_cloud_key,
-    )
+    with role_logs(settings):
+        process.run(
+            settings,
+            load_registry(settings),
+            provider,
+            node or settings.node,
+            classes,
+            cloud_key_is_fine=allow_cloud_key,
+        )
 
 
 @click.command()
@@ -47,8 +47,8 @@ def beat() -> None:
     from scheduler import process
 
     settings = load_settings()
-    configure_logs(settings)
-    process.run(settings, load_registry(settings))
+    with role_logs(settings):
+        process.run(settings, load_registry(settings))
 
 
 def _prefix(context: click.Context, option: click.Parameter, path: str) -> str:

@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 
 from api.exporting.counting import Counting
 from api.exporting.families import families
-from api.exporting.sources import Broker, Ledger, Look, within
+from api.exporting.sources import Broker, Ledger, Look
 from api.exporting.tally import Tally
 from tasks.ledger import gauges
 from tasks.ledger.gauges import Gauges
@@ -19,6 +19,10 @@ from tasks.settings import Settings, Times
 
 #: seconds a scrape waits for its answers; it takes at most two
 WAIT_S = 1.8
+#: seconds a scrape waits for the count of what waits, once there is one from before
+PATIENCE_S = 0.05
+#: that count takes no more than one part in so many of the time
+REST = 50.0
 
 
 class Exporter:
@@ -36,6 +40,7 @@ class Exporter:
         self._broker = Broker(broker_url, list(registry.classes))
         self._counting = Counting(registry)
         self._stands = Look("the ledger", self._look)
+        self._waits = Look("the ledger's queue", self._queued, rest=REST)
         self._counted = Look("the ledger's telemetry", self._count)
         self._lengths = Look("Redis", self._broker.lengths)
 
@@ -46,23 +51,20 @@ class Exporter:
 
     def collect(self) -> Iterator[Metric]:
         """Every metric that is known, within two seconds."""
-        until = time.monotonic() + WAIT_S
-        asked = self._stands.begin(), self._lengths.begin(), self._counted.begin()
-        stands, lengths = within(asked[0], until), within(asked[1], until)
-        within(asked[2], until)  # after a long pause there is more to count: the next scrape has it
+        now = time.monotonic()
+        for look in (self._stands, self._lengths, self._counted, self._waits):
+            look.begin()
+        stands, lengths = self._stands.answer(now + WAIT_S), self._lengths.answer(now + WAIT_S)
+        self._counted.answer(now + WAIT_S)  # after a long pause there is more to count: the next scrape has it
+        waits = self._waits.newest(now + PATIENCE_S)
+        if waits is None:  # it is the first one
+            waits = self._waits.answer(now + WAIT_S)
         with self._counting.lock:
-            told = families(
-                stands,
-                lengths,
-                self._counting.tally,
-                ledger_up=stands is not None,
-                redis_up=lengths is not None,
-            )
-            return iter(list(told))
+            return iter(list(families(stands, waits, lengths, self._counting.tally)))
 
     def describe(self) -> Iterator[Metric]:
         """Every metric's name; nobody is asked."""
-        return families(None, None, Tally(), ledger_up=False, redis_up=False)
+        return families(None, None, None, Tally())
 
     def close(self) -> None:
         """Close what connections there are."""
@@ -75,6 +77,10 @@ class Exporter:
             found = gauges.look(db, classes, providers.values(), self._times.worker_gone)
         self._counting.add_totals(found)
         return found
+
+    def _queued(self) -> dict[str, int]:
+        with self._ledger.opened() as db:
+            return gauges.queued(db, self._registry.classes)
 
     def _count(self) -> None:
         with self._ledger.opened() as db:

@@ -22,23 +22,31 @@ Values = Iterable[tuple[Sequence[str], float]]
 
 
 def families(
-    gauges: Gauges | None, lengths: Mapping[str, int] | None, tally: Tally, *, ledger_up: bool, redis_up: bool
+    gauges: Gauges | None, queued: Mapping[str, int] | None, lengths: Mapping[str, int] | None, tally: Tally
 ) -> Iterator[Metric]:
-    """All metrics. gauges, lengths (class -> messages in its list): None where ledger or Redis did not answer."""
-    yield _gauge("offload_ledger_up", "Whether the ledger answered this scrape.", (), [((), ledger_up)])
-    yield _gauge("offload_redis_up", "Whether Redis answered this scrape.", (), [((), redis_up)])
-    yield from _of_ledger(gauges or Gauges())
-    queued = [((name,), n) for name, n in (lengths or {}).items()]
-    yield _gauge("offload_queue_messages", "Messages in a class's Redis list.", ("model_class",), queued)
+    """All metrics. None: the ledger, or Redis, did not answer.
+
+    queued: class -> jobs that wait. lengths: class -> messages in its list.
+    """
+    yield _gauge("offload_ledger_up", "Whether the ledger answered this scrape.", (), [((), gauges is not None)])
+    yield _gauge("offload_redis_up", "Whether Redis answered this scrape.", (), [((), lengths is not None)])
+    yield from _of_ledger(gauges, queued or {}) if gauges is not None else _of_ledger(Gauges(), {})
+    messages = [((name,), n) for name, n in (lengths or {}).items()]
+    yield _gauge("offload_queue_messages", "Messages in a class's Redis list.", ("model_class",), messages)
     yield from _counters(tally)
     yield from _histograms(tally)
 
 
-def _of_ledger(gauges: Gauges) -> Iterator[Metric]:
+def _of_ledger(gauges: Gauges, queued: Mapping[str, int]) -> Iterator[Metric]:
     of_class, of_worker = ("model_class",), ("provider", "node")
     workers, fresh = gauges.workers, [row for row, is_fresh in gauges.workers if is_fresh]
-    jobs = [((state.value, name), n) for (state, name), n in gauges.jobs.items()]
-    yield _gauge("offload_jobs", "Jobs that are not terminal.", ("state", "model_class"), jobs)
+    jobs = gauges.out | {(JobState.QUEUED, name): n for name, n in queued.items()}
+    yield _gauge(
+        "offload_jobs",
+        "Jobs that are not terminal.",
+        ("state", "model_class"),
+        [((state.value, name), n) for (state, name), n in jobs.items()],
+    )
     yield _gauge(
         "offload_oldest_due_seconds",
         "How long the oldest due job waits; 0 where none does.",
@@ -69,7 +77,7 @@ def _of_ledger(gauges: Gauges) -> Iterator[Metric]:
         of_class,
         [((name,), n) for name, n in gauges.windows.items()],
     )
-    unclaimed = [((name,), n) for (state, name), n in gauges.jobs.items() if state is JobState.DISPATCHED]
+    unclaimed = [((name,), n) for (state, name), n in gauges.out.items() if state is JobState.DISPATCHED]
     yield _gauge("offload_dispatch_unclaimed", "Jobs that are sent and unclaimed.", of_class, unclaimed)
     yield _gauge(
         "offload_quota_left_ratio",

@@ -32,36 +32,55 @@ log = structlog.get_logger(__name__)
 
 
 class Look(Generic[T]):
-    """A question to somebody who may be away. One is asked at a time: who comes meanwhile waits for the same answer."""
+    """A question to somebody who may be away. One is asked at a time: who comes meanwhile waits for the same answer.
 
-    def __init__(self, whom: str, ask: Callable[[], T]) -> None:
+    rest: how many times as long as the last question took nothing is asked.
+    """
+
+    def __init__(self, whom: str, ask: Callable[[], T], rest: float = 0.0) -> None:
         self._whom = whom
         self._ask = ask
+        self._rest = rest
         self._lock = threading.Lock()
         self._asked: Future[T] | None = None
+        self._last: T | None = None
+        self._again_at = 0.0
         self._trouble = ""
 
-    def begin(self) -> Future[T]:
-        """Ask, unless the last question has no answer yet."""
+    def begin(self) -> None:
+        """Ask, unless the last question has no answer yet, or is not long ago."""
         with self._lock:
-            if self._asked is None or self._asked.done():
+            if self._asked is None or (self._asked.done() and time.monotonic() >= self._again_at):
                 self._asked = Future()
                 threading.Thread(target=self._run, args=(self._asked,), name=self._whom, daemon=True).start()
-            return self._asked
 
-    def _run(self, answer: Future[T]) -> None:
+    def answer(self, until: float) -> T | None:
+        """The answer, or None where there is none by then (monotonic seconds)."""
+        with self._lock:
+            asked = self._asked
         try:
-            found = self._ask()
-        except (SQLAlchemyError, PoolError, BrokerDown, OSError) as error:
-            own = isinstance(error, PoolError | BrokerDown)
-            self._note(str(error) if own else type(error).__name__)
-            answer.set_exception(error)
-        except Exception as error:  # a fault of ours: the other figures are told all the same
-            self._note(f"a fault of ours ({type(error).__name__})")
-            answer.set_exception(error)
-        else:
-            self._note("")
-            answer.set_result(found)
+            return None if asked is None else asked.result(max(0.0, until - time.monotonic()))
+        except Exception:  # noted where it was raised; TimeoutError is among them
+            return None
+
+    def newest(self, until: float) -> T | None:
+        """The answer, or the one before where it takes longer."""
+        before = self._last
+        found = self.answer(until)
+        return before if found is None else found
+
+    def _run(self, asked: Future[T]) -> None:
+        began = time.monotonic()
+        try:
+            self._last = self._ask()
+        except Exception as error:
+            self._last = None
+            self._note(_trouble(error))
+            asked.set_exception(error)
+            return
+        self._note("")
+        self._again_at = time.monotonic() + self._rest * (time.monotonic() - began)
+        asked.set_result(self._last)
 
     def _note(self, trouble: str) -> None:
         """Say it once when somebody goes, and when he comes back."""
@@ -72,12 +91,12 @@ class Look(Generic[T]):
         self._trouble = trouble
 
 
-def within(asked: Future[T], until: float) -> T | None:
-    """The answer, or None where there is none by then (monotonic seconds)."""
-    try:
-        return asked.result(max(0.0, until - time.monotonic()))
-    except Exception:  # noted where it was raised; TimeoutError is among them
-        return None
+def _trouble(error: Exception) -> str:
+    """Our own words, or what kind of error it is: others' may quote what is nobody's business."""
+    if isinstance(error, PoolError | BrokerDown):
+        return str(error)
+    fault = "" if isinstance(error, SQLAlchemyError | OSError) else "a fault of ours: "
+    return fault + type(error).__name__
 
 
 class Ledger:
