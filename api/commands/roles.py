@@ -68,8 +68,8 @@ def flower(address: str, port: int, url_prefix: str, writable: bool) -> None:
     from api import flower_role
 
     settings = load_settings()
-    configure_logs(settings)
-    flower_role.run(settings, load_registry(settings), flower_role.Door(address, port, url_prefix, writable))
+    with role_logs(settings):
+        flower_role.run(settings, load_registry(settings), flower_role.Door(address, port, url_prefix, writable))
 
 
 def __getattr__(name: str) -> click.Command:

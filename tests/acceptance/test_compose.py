@@ -12,25 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from api.embedded.redis_server import find_binary
 from api.embedded.supervisor import STOP_GRACE_S
 from tasks.settings import Times
 from tests.support.cli import EXECUTABLE, jsonl, offload
-from tests.support.compose import ROOT, Composed, Refused, env_file, read, seconds
+from tests.support.compose import ROOT, Composed, Refused, at_simulator, env_file, fresh_env, read, seconds
 from tests.support.needed import needed
 from tests.support.pool import clean_environment
 from tests.support.postgres import PostgresImage
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
-FILES = ("compose.yaml",)
-
-
-def fresh_env(**more: str) -> dict[str, str]:
-    """An .env as ops/new-env.sh writes it."""
-    done = subprocess.run(["sh", str(ROOT / "ops" / "new-env.sh")], capture_output=True, text=True, check=True)
-    return env_file(done.stdout) | more
+#: the files that are read together
+FILES = (("compose.yaml",), ("compose.yaml", "ops/compose.join.yaml"), ("ops/compose.worker.yaml",))
 
 
 @pytest.fixture
@@ -49,21 +43,13 @@ def composed(tmp_path: Path, simulator: BackgroundSimulator) -> Iterator[Compose
         ANTHROPIC_API_KEY="a-key-of-the-test",
         OFFLOAD_DRAIN_S="5",
     )
-    made = Composed(tmp_path, ROOT / "compose.yaml", environment)
+    made = Composed(tmp_path, [ROOT / "compose.yaml"], environment)
     made.edits["offload-cloud.yaml"] = made.edits["offload.yaml"] = lambda text: at_simulator(text, simulator.url)
     made.program("offload", EXECUTABLE)
     made.program("valkey-server", find_binary())
     made.program("valkey-cli", needed("redis-cli", "Debian's redis-tools"))
     yield made
     made.close()
-
-
-def at_simulator(text: str, url: str) -> str:
-    """An offload.yaml whose providers are all the simulator."""
-    config: dict[str, Any] = yaml.safe_load(text)
-    for provider in config["providers"]:
-        provider["url"] = url
-    return yaml.safe_dump(config)
 
 
 @pytest.fixture
@@ -180,21 +166,31 @@ def test_a_stop_leaves_time_to_drain() -> None:
         assert seconds(worker["stop_grace_period"]) >= drain + Times().lease + STOP_GRACE_S
 
 
-def test_every_variable_has_its_line_in_the_example() -> None:
-    """What the compose files read is in .env.example, or has a default."""
-    for file in FILES:
-        used = dict(re.findall(r"\$\{(\w+)(:[-?])?", (ROOT / file).read_text()))
-        assert [name for name, way in used.items() if way != ":-" and name not in fresh_env()] == []
+def example(files: tuple[str, ...]) -> dict[str, str]:
+    """What the .env.example beside these files names, filled in."""
+    if files == ("ops/compose.worker.yaml",):
+        empty = env_file((ROOT / "ops" / "worker.env.example").read_text())
+        return {name: value or "filled-in" for name, value in empty.items()}
+    return fresh_env(OFFLOAD_JOIN_ADDRESS="127.0.0.2")
 
 
-def test_docker_compose_accepts_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", FILES)
+def test_every_variable_has_its_line_in_the_example(files: tuple[str, ...]) -> None:
+    """What the compose files need is in the example beside them, or has a default."""
+    for file in files:
+        used = re.findall(r"\$\{(\w+)(:[-?])?", (ROOT / file).read_text())
+        assert [name for name, way in used if way != ":-" and name not in example(files)] == []
+
+
+@pytest.mark.parametrize("files", FILES)
+def test_docker_compose_accepts_the_files(files: tuple[str, ...], tmp_path: Path) -> None:
     """`docker compose config` finds nothing wrong, with every profile."""
     client = compose_client()
-    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in fresh_env().items()))
-    for file in FILES:
-        command = [*client, "--env-file", str(tmp_path / "env"), "-f", file, "--profile", "*", "config", "-q"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in example(files).items()))
+    named = [word for file in files for word in ("-f", file)]
+    command = [*client, "--env-file", str(tmp_path / "env"), *named, "--profile", "*", "config", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def compose_client() -> list[str]:

@@ -6,6 +6,8 @@ folders of the test's.  What an image brings, its entry point and its programs, 
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import re
 import secrets
@@ -14,8 +16,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +56,33 @@ def read(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     return dict(put_in(yaml.safe_load(path.read_text())))
 
 
+def merged(base: Any, more: Any) -> Any:
+    """A second file over a first, as compose reads them: lists of mounts and ports grow, other values are replaced."""
+    if not isinstance(base, dict) or not isinstance(more, dict):
+        return more
+    grow = {key for key in ("volumes", "ports", "networks", "tmpfs") if isinstance(base.get(key), list)}
+    both = {k: [*base[k], *more[k]] if k in grow else merged(base[k], more[k]) for k in base.keys() & more.keys()}
+    return {**base, **more, **both}
+
+
 def env_file(text: str) -> dict[str, str]:
     """The variables of an .env file."""
     lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
+
+
+def fresh_env(**more: str) -> dict[str, str]:
+    """An .env as ops/new-env.sh writes it."""
+    done = subprocess.run(["sh", str(ROOT / "ops" / "new-env.sh")], capture_output=True, text=True, check=True)
+    return env_file(done.stdout) | more
+
+
+def at_simulator(text: str, url: str) -> str:
+    """An offload.yaml whose providers are all the simulator."""
+    config: dict[str, Any] = yaml.safe_load(text)
+    for provider in config["providers"]:
+        provider["url"] = url
+    return yaml.safe_dump(config)
 
 
 def image_environment() -> dict[str, str]:
@@ -95,7 +121,7 @@ class Container:
         self._folders: dict[str, Path] = {}
         self._folders = dict(self._mounts(pool.folder / name))
         ours = service["image"].startswith("offload:")
-        first = [] if service.get("entrypoint") == [] else list(image_entry_point() if ours else entry)
+        first = service.get("entrypoint", image_entry_point() if ours else entry)
         self.argv = [*prefix, *(self.translated(w) for w in [*first, *service.get("command", ())]), *more]
         inside = image_environment() if ours else {}
         inside |= {k: str(v) for k, v in service.get("environment", {}).items()}
@@ -118,14 +144,20 @@ class Container:
     def _mounts(self, folder: Path) -> Iterator[tuple[str, Path]]:
         for one in self.service.get("tmpfs", ()):
             target = one.partition(":")[0]
-            yield target, self._made(folder / "tmpfs" / target.strip("/").replace("/", "-"))
+            made = self._made(folder / "tmpfs" / target.strip("/").replace("/", "-"))
+            made.chmod(0o1777)
+            yield target, made
         for one in self.service.get("volumes", ()):
             if isinstance(one, str):
                 source, target = one.split(":")[:2]
             else:
                 source, target = one["source"], one["target"]
             if source.startswith((".", "/")):
-                yield target, self._copied(ROOT / source, folder / "binds" / target.strip("/").replace("/", "-"))
+                there = (self._pool.project / source).resolve()
+                there = next(
+                    (to / there.relative_to(of) for of, to in self._pool.places.items() if of in there.parents), there
+                )
+                yield target, self._copied(there, folder / "binds" / target.strip("/").replace("/", "-"))
             else:
                 yield target, self._made(self._pool.folder / "volumes" / source)
 
@@ -190,11 +222,22 @@ class Container:
 
 
 class Composed:
-    """The services of a compose file, of the profiles given, that the test starts."""
+    """The services of compose files, of the profiles given, that the test starts.
 
-    def __init__(self, folder: Path, path: Path, environment: Mapping[str, str]) -> None:
+    places: folder of the tree that the files bind -> the folder that stands in for it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        paths: Sequence[Path],
+        environment: Mapping[str, str],
+        places: Mapping[Path, Path] | None = None,
+    ) -> None:
         self.folder = folder
-        self.file = read(path, environment)
+        self.project = paths[0].parent
+        self.places = dict(places or {})
+        self.file = functools.reduce(merged, (read(path, environment) for path in paths))
         profiles = set(environment.get("COMPOSE_PROFILES", "").split(","))
         there = self.file["services"].items()
         self.services = {n: s for n, s in there if not s.get("profiles") or profiles & set(s["profiles"])}
@@ -256,3 +299,56 @@ class Composed:
                 one.process.kill()
                 one.process.wait()
         shutil.rmtree(self.programs, ignore_errors=True)
+
+
+class Published:
+    """What Docker does with `ports`: listens at the host's address and passes on to the container's."""
+
+    def __init__(self, containers: Iterable[Container]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ports", daemon=True)
+        self._thread.start()
+        for one in containers:
+            for port in one.service.get("ports", ()):
+                host, published, inside = port.rsplit(":", 2)
+                self._do(asyncio.start_server(_passes_on(one.address, int(inside)), host, int(published)))
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def close(self) -> None:
+        """Listen no more; every connection ends."""
+        self._do(_end_all())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _passes_on(
+    host: str, port: int
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, port)
+            await asyncio.gather(_pass(reader, far_writer), _pass(far_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    return connected
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+    writer.transport.abort()
+
+
+async def _end_all() -> None:
+    mine = asyncio.current_task()
+    others = [task for task in asyncio.all_tasks() if task is not mine]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
