@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "healthy": ("healthy", "healthy", "Whether one role is well; for containers' health checks."),
     "up": ("pool", "up", "Run the whole pool on this machine."),
     "down": ("pool", "down", "Stop the pool that runs in the background."),
+    "service": ("service", "service", "Have the pool, or one role, start with your session."),
     "worker": ("roles", "worker", "Be the worker of one provider."),
     "beat": ("roles", "beat", "Be beat and the scheduler queue's worker."),
     "flower": ("roles", "flower", "Be Flower, the pool's monitor."),
