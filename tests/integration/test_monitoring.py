@@ -75,9 +75,9 @@ def test_every_alert_has_its_page() -> None:
     assert pages == set(ALERTS)
 
 
-def test_every_command_of_the_runbook_exists() -> None:
-    """Each `offload …` on a page is a command with that subcommand and those options, and has its line in a block."""
-    for page in (OPS / "docs" / "runbook").glob("Offload*.md"):
+def test_every_command_of_the_docs_exists() -> None:
+    """Each `offload …` of the runbook and the operations page is a command that takes these words."""
+    for page in [*(OPS / "docs" / "runbook").glob("Offload*.md"), OPS / "docs" / "operations.md"]:
         commands = [line.strip() for line in page.read_text().splitlines() if re.match(r"    \S", line)]
         assert commands, page.name
         for line in commands:
@@ -86,7 +86,7 @@ def test_every_command_of_the_runbook_exists() -> None:
 
 def check_command(line: str) -> None:
     """Fails for a command line that names no command, subcommand or option of ours; others' commands pass."""
-    for found in re.findall(r"\boffload ((?:[a-z-]+)(?: [^|;&]*)?)", line):
+    for found in re.findall(r"(?<![\w=-])offload ((?:[a-z-]+)(?: [^|;&]*)?)", line):
         words = found.split()
         assert words[0] in COMMANDS, line
         _check_words(words, line)
@@ -100,6 +100,13 @@ def _check_words(words: list[str], line: str) -> None:
         command = command.get_command(context, rest.pop(0))
         assert command is not None, line
     command.make_context("offload", rest)  # reads the words, and runs nothing
+
+
+def test_every_file_of_the_docs_exists() -> None:
+    """Each path of the tree that the operations page names is there."""
+    named = re.findall(r"\b(?:ops|tests)/[\w./-]*\w", (OPS / "docs" / "operations.md").read_text())
+    made = ("ops/certs/", "ops/.env")  # on the machine, by the commands of the page
+    assert [name for name in named if not name.startswith(made) and not (OPS.parent / name).exists()] == []
 
 
 @pytest.fixture
