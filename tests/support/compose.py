@@ -20,11 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from tests.support.waiting import eventually
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 _VARIABLE = re.compile(r"\$(?:\$|\{(\w+)(?:(:[-?])([^}]*))?\})")
@@ -306,19 +308,21 @@ class Published:
 
     def __init__(self, containers: Iterable[Container]) -> None:
         self._loop = asyncio.new_event_loop()
+        self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="ports", daemon=True)
         self._thread.start()
         for one in containers:
             for port in one.service.get("ports", ()):
                 host, published, inside = port.rsplit(":", 2)
-                self._do(asyncio.start_server(_passes_on(one.address, int(inside)), host, int(published)))
+                listening = asyncio.start_server(_passes_on(one.address, int(inside)), host, int(published))
+                self._servers.append(self._do(listening))
 
-    def _do(self, work: Coroutine[Any, Any, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     def close(self) -> None:
         """Listen no more; every connection ends."""
-        self._do(_end_all())
+        self._do(_end_all(self._servers))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -328,13 +332,16 @@ def _passes_on(
     host: str, port: int
 ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
         try:
             far_reader, far_writer = await asyncio.open_connection(host, port)
+            writers.append(far_writer)
             await asyncio.gather(_pass(reader, far_writer), _pass(far_reader, writer))
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            writer.transport.abort()
+            for one in writers:
+                one.transport.abort()
 
     return connected
 
@@ -346,9 +353,12 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.transport.abort()
 
 
-async def _end_all() -> None:
+async def _end_all(servers: Iterable[asyncio.Server]) -> None:
+    for server in servers:
+        server.close()
     mine = asyncio.current_task()
     others = [task for task in asyncio.all_tasks() if task is not mine]
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)  # what was aborted says so in the loop's next turn
