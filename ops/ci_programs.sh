@@ -1,5 +1,6 @@
 #!/bin/sh
-# What CI's tests drive and no Python registry has: a browser for Flower's pages, and Prometheus with its promtool.
+# What CI's tests drive and no Python registry has: a browser for Flower's pages, Prometheus with its promtool, and a
+# Redis and a PostgreSQL that speak TLS.
 # Installs what is missing with apt-get, as root or by sudo; where that cannot be, the tests will say what they miss.
 set -eu
 
@@ -13,6 +14,11 @@ has() {
 wanted=
 has chromium chromium-browser google-chrome || wanted="$wanted chromium"
 { has prometheus && has promtool; } || wanted="$wanted prometheus"
+{ has redis-server && has redis-cli; } || wanted="$wanted redis-server"
+ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || wanted="$wanted postgresql"
+has openssl || wanted="$wanted openssl"
+has wget || wanted="$wanted wget"
+has systemd-analyze || wanted="$wanted systemd"
 if [ -z "$wanted" ]; then exit 0; fi
 
 root=

@@ -42,8 +42,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "nodes": ("nodes", "nodes", "Show the nodes; stop and start their model servers."),
     "drain": ("nodes", "drain", "Let a node finish what runs and take nothing new."),
     "doctor": ("doctor", "doctor", "Check everything; say how to mend what is broken."),
+    "healthy": ("healthy", "healthy", "Whether one role is well; for containers' health checks."),
     "up": ("pool", "up", "Run the whole pool on this machine."),
     "down": ("pool", "down", "Stop the pool that runs in the background."),
+    "service": ("service", "service", "Have the pool, or one role, start with your session."),
     "worker": ("roles", "worker", "Be the worker of one provider."),
     "beat": ("roles", "beat", "Be beat and the scheduler queue's worker."),
     "api": ("roles", "api", "Serve the HTTP API."),
@@ -58,6 +60,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "audit": ("audit", "audit", "Second opinions on finished jobs: list, show, label, report."),
     "keys": ("keys", "keys", "Keys of the HTTP API: create, list, revoke."),
     "db": ("db", "db", "The ledger's tables: bring them to this version."),
+    "backup": ("backup", "backup", "Copy the pool into a folder while it runs."),
+    "restore": ("backup", "restore", "Put a backup back into an empty pool."),
     "config": ("config", "config", "Check the configuration; print its schema."),
 }
 

@@ -2,6 +2,7 @@
 
     database   the engine, its two kinds of transaction, the database's clock
     schema     opening a ledger, upgrading it; tables of another version are left as they are
+    copying    the whole ledger as one file, and back
     patience   a PostgreSQL that says nothing more is given up
     submit     a batch is loaded in commits of bounded size; the last one is the promise
     claims     dispatched → running under a new fence and a lease; renewing; what a worker says of itself
