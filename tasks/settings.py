@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="seconds a worker that stops lets its calls end"
     )
+    api_key: SecretStr | None = Field(
+        None, min_length=20, description="a key of an administrator for the HTTP API, beside those of `offload keys`"
+    )
     flower_auth: SecretStr | None = Field(
         None, description="user:password of Flower's pages; without it one is made and kept in the run folder"
     )

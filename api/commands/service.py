@@ -25,7 +25,7 @@ _USER = click.option("--user", is_flag=True, default=True, help="For this user, 
 def service() -> None:
     """Roles that start with your session and stay: systemd, launchd, or a scheduled task.
 
-    ROLE is pool (all of `offload up`), beat, flower, metrics, or worker:PROVIDER.
+    ROLE is pool (all of `offload up`), beat, api, flower, metrics, or worker:PROVIDER.
     """
 
 

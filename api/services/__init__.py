@@ -37,6 +37,7 @@ class Role:
 ROLES = {
     "pool": Role("pool", ("up",), "the whole pool of this machine", lasts=False),
     "beat": Role("beat", ("beat",), "beat and the scheduler queue's worker"),
+    "api": Role("api", ("api",), "the HTTP API"),
     "flower": Role("flower", ("flower",), "Flower, the pool's monitor"),
     "metrics": Role("metrics", ("metrics",), "the exporter for Prometheus"),
 }

@@ -7,7 +7,7 @@ here=$(dirname "$0") rules=$1/users.acl data=$2
 shift 2
 joined() { awk '/^#/ || /^$/ { next } /^ / { sub(/^ +/, " "); printf "%s", $0; next } { printf "%s%s", (n++ ? "\n" : ""), $0 } END { print "" }' "$1"; }
 put=
-for role in ADMIN SUBMITTER WORKER NODE CLOUD BEAT FLOWER METRICS; do
+for role in ADMIN SUBMITTER API WORKER NODE CLOUD BEAT FLOWER METRICS; do
     eval "password=\${REDIS_${role}_PASSWORD:?is not set: see .env.example}"
     put="$put;s/@$role@/$(printf %s "$password" | sha256sum | cut -d' ' -f1)/"
     unset "REDIS_${role}_PASSWORD"

@@ -68,9 +68,9 @@ def test_the_services_run_a_batch_and_stop_in_time(composed: Composed, database:
     composed.container("redis", more=["--bind", composed.host("redis")])
     at = ["-h", composed.host("postgres")]
     composed.container("postgres", more=[*database.arguments, *at], cwd="/", **database.options)
-    for name in ("redis", "postgres", "migrate", "worker", "cloud-worker", "beat", "flower", "metrics"):
+    for name in ("redis", "postgres", "migrate", "worker", "cloud-worker", "beat", "api", "flower", "metrics"):
         composed.start(name)
-    for name in ("worker", "cloud-worker", "beat", "flower", "metrics"):
+    for name in ("worker", "cloud-worker", "beat", "api", "flower", "metrics"):
         composed.running[name].wait_until("service_healthy")
     file = tmp_path / "jobs.jsonl"
     lines = [{"category": ("summarize", "code", "classify")[i % 3], "prompt": f"job {i}"} for i in range(60)]
@@ -84,7 +84,7 @@ def test_the_services_run_a_batch_and_stop_in_time(composed: Composed, database:
     assert sorted(states) == ["done"] * 60 + ["escalated"]
     ended = composed.stop()
     assert {name: code for name, (code, _) in ended.items()} == dict.fromkeys(ended, 0), ended
-    assert set(ended) == {"redis", "postgres", "worker", "cloud-worker", "beat", "flower", "metrics"}
+    assert set(ended) == {"redis", "postgres", "worker", "cloud-worker", "beat", "api", "flower", "metrics"}
 
 
 def test_nothing_starts_while_a_secret_is_missing() -> None:
@@ -113,7 +113,7 @@ def test_the_services_are_those_that_were_promised() -> None:
     """The roles are there, and what runs besides only by its profile."""
     there = services()
     plain = {name for name, service in there.items() if not service.get("profiles")}
-    assert plain == {"redis", "postgres", "migrate", "worker", "beat", "flower", "metrics"}
+    assert plain == {"redis", "postgres", "migrate", "worker", "beat", "api", "flower", "metrics"}
     profiles = {
         p: {n for n, s in there.items() if p in s.get("profiles", ())} for p in ("cloud", "cli", "ollama", "gpu")
     }
@@ -141,7 +141,7 @@ def test_each_role_has_its_own_password_in_redis() -> None:
     """A service knows the password of its role, and only Redis knows them all."""
     environment = fresh_env()
     there = read(ROOT / "compose.yaml", environment)["services"]
-    for role in ("submitter", "worker", "cloud", "beat", "flower", "metrics"):
+    for role in ("submitter", "api", "worker", "cloud", "beat", "flower", "metrics"):
         password = environment[f"REDIS_{role.upper()}_PASSWORD"]
         holders = [name for name, service in there.items() if password in json.dumps(service)]
         assert len(holders) == 2, (role, holders)

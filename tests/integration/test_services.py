@@ -224,7 +224,7 @@ def test_windows_gets_a_task(one: Role, home: Path) -> None:
 
 def test_a_role_is_known_or_refused() -> None:
     """A word that is no role, a provider's name that could be a path: both are usage errors."""
-    for word in ("api", "worker", "worker:", "worker:../x", "worker:a b", "beat:x"):
+    for word in ("gpu", "worker", "worker:", "worker:../x", "worker:a b", "beat:x"):
         with pytest.raises(UsageError):
             role(word)
 

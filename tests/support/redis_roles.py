@@ -14,7 +14,7 @@ from api.embedded.redis_server import find_binary, free_port
 from tests.support.waiting import eventually
 
 OPS = Path(__file__).parents[2] / "ops"
-ROLES = ("admin", "submitter", "worker", "node", "cloud", "beat", "flower", "metrics")
+ROLES = ("admin", "submitter", "api", "worker", "node", "cloud", "beat", "flower", "metrics")
 
 
 class RedisOfRoles:
