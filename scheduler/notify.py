@@ -1,12 +1,15 @@
 """Tells people what happened: looks, makes notices of what is news, and sends those that are due.
 
-Each receiver is tried until it fails once in a run: one that is dead or hangs takes seconds of this service's own
-thread, and nobody else's.
+Receivers are served side by side, each until it fails once in a run or the run has lasted long enough: one that is
+dead, slow or hangs takes seconds of this service's own threads, and nobody else's.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 
@@ -18,6 +21,9 @@ from tasks.notices import News, text
 from tasks.registry import Registry
 from tasks.settings import Times
 
+#: seconds after which a run begins no delivery; what is due then waits for the next one, so that looks stay frequent
+RUN_S = 10.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -25,16 +31,18 @@ def run_once(db: Database, registry: Registry, times: Times) -> Counter[str]:
     """One run; the counts say how much was news, and how many notices were delivered, put off and given up."""
     watch.run_once(db, registry, times)
     counts = Counter(news=notices.make(db, registry.notify.receivers, registry.notify.quiet_s))
-    for receiver in receivers(registry.notify):
-        counts += send_due(db, receiver)
+    if there := receivers(registry.notify):
+        with ThreadPoolExecutor(len(there)) as threads:
+            counts = sum(threads.map(partial(send_due, db), there), counts)
     counts["given_up"] = notices.give_up(db)
     return +counts
 
 
 def send_due(db: Database, receiver: Receiver) -> Counter[str]:
-    """Send a receiver what is due, the oldest first, until it does not take one."""
+    """Send a receiver what is due, what was tried least first, until it does not take one or RUN_S have passed."""
     counts: Counter[str] = Counter()
-    while (notice := notices.claim(db, receiver.name)) is not None:
+    until = time.monotonic() + RUN_S
+    while time.monotonic() < until and (notice := notices.claim(db, receiver.name)) is not None:
         news = News(notice.kind, notice.subject, notice.detail, notice.times, notice.first_at, notice.last_at)
         answer = deliver(receiver, text(news))
         if not answer.ok:
