@@ -17,12 +17,17 @@ demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 # a suite starts hundreds of Python processes: none compiles again what one has compiled, whatever the environment says
 test acceptance: export PYTHONDONTWRITEBYTECODE :=
 
-# files with the longest tests first, in this order: else those with few tests come last, and one core waits for the other
+# three processes for two cores, as tests wait for one another's; files with the longest tests first, in this order: else
+# those with few tests come last, and one core waits for the other
 test: setup  ## the quick suite: unit, contract, integration
-	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/contract tests/unit
+	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick \
+		tests/integration tests/contract tests/unit
 
+LONGEST := large_batch audit_sample nodes hours lives_of_jobs
 acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches, many lives of jobs
-	@$(PY) -m pytest -q tests/acceptance
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST:%=tests/acceptance/test_%.py) tests/acceptance
+	@$(PY) -m pytest -q -n 2 --dist loadfile -m hypothesis tests/unit
 
 lint: setup  ## ruff, mypy, import-linter
 	@$(PY) -m ruff check .
