@@ -1,14 +1,15 @@
 """The role `flower`: the real Flower on this pool's Celery app, for people who watch.
 
 It shows what Celery sees: workers, queues, and slices by name with batch, class and number of jobs.  Messages carry
-ids, so that is all there is to show.  It listens to events and keeps the newest in memory; nothing of the pool waits
-for it, and whoever frozen or dead it leaves, Redis drops a listener that does not listen.
+ids, so that is all there is to show.  It listens to events and keeps the newest in memory.  Nothing of the pool waits
+for it: Redis forgets a listener that is dead, and drops one that is frozen once 32 MiB are held up for it.
 
 A slice `succeeds` here once a worker has taken its jobs in hand; how jobs end is in the ledger.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -16,6 +17,8 @@ import secrets
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -38,7 +41,7 @@ from tasks.settings import USER_AND_PASSWORD, Settings
 
 #: the user of a password that was made here
 USER = "offload"
-#: slices that Flower remembers, some 3 KiB each
+#: tasks that Flower remembers, some 5 KiB each
 MOST_TASKS = 10_000
 #: seconds a worker may take to answer what Flower asks it
 ANSWER_S = 1.0
@@ -84,12 +87,17 @@ def run(settings: Settings, registry: Registry, door: Door) -> None:
         raise PoolError(f"Flower cannot listen at {door.address}:{door.port}: {error.strerror}; see --port") from None
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, lambda *_: pages.io_loop.add_callback_from_signal(pages.stop))
-    PeriodicCallback(settings.flower_sign.touch, SIGN_MS).start()
+    PeriodicCallback(partial(_give_sign, settings.flower_sign), SIGN_MS).start()
     log.info(
         "flower started", address=door.url(port), user_and_password=settings.flower_auth_place, writable=door.writable
     )
     pages.start()
     os._exit(0)  # nothing is kept, and threads that wait for a Redis that is away would be waited for
+
+
+def _give_sign(file: Path) -> None:
+    with contextlib.suppress(OSError):  # alone it may have no run folder, and then nobody looks
+        file.touch(mode=0o600)
 
 
 def check_door(door: Door, settings: Settings) -> None:
@@ -177,7 +185,7 @@ def _pages(broker_url: str, registry: Registry, door: Door, user_and_password: s
     options.read_only = not door.writable
     options.inspect_timeout = ANSWER_S * 1000
     options.format_task = _format
-    options.tasks_columns = "name,kwargs,state,received,runtime,worker,uuid"
+    options.tasks_columns = "name,kwargs,state,received,worker,uuid"
     extract_settings()
     queues = [SCHEDULER_QUEUE, *map(class_queue, registry.classes)]
     app, loop = make_app(broker_url), IOLoop.current()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
+from api.embedded.redis_server import free_port
 from api.flower_role import Door, auth, check_door, is_loopback, shown
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError, UsageError
@@ -85,6 +87,14 @@ def test_the_address_that_is_printed_opens() -> None:
     """The first page's address has the prefix and its slash, and brackets where an address needs them."""
     assert Door().url(5555) == "http://127.0.0.1:5555/"
     assert Door("::1", 0, "pool/watch").url(7) == "http://[::1]:7/pool/watch/"
+
+
+def test_the_wanted_port_is_taken_where_it_is_free() -> None:
+    """A port that somebody listens at is left to them; once it is free it is the one."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        wanted = other.getsockname()[1]
+        assert free_port(wanted) not in (0, wanted)
+    assert free_port(wanted) == wanted
 
 
 def test_a_slice_is_shown_in_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:
