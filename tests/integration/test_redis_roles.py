@@ -57,8 +57,8 @@ def test_a_pool_runs_with_every_role_on_its_own_user(server: RedisOfRoles, pool:
     pool.worker(OFFLOAD_REDIS_URL=server.of("node"))
     assert len(pool.finished(batch_id)) == 200
     assert pool.cli("doctor").text.count("ok      redis") == 1
-    for page in ("workers?refresh=true", "broker", "tasks"):
-        eventually(lambda at=page: "offload" in shown(ports["flower"], at), f"Flower shows {page}", 60)  # type: ignore[misc]
+    for page, word in (("workers", "here/sim"), ("api/workers?refresh=true", "here/sim"), ("broker", "offload.small")):
+        eventually(lambda at=page, what=word: what in shown(ports["flower"], at), f"Flower shows {page}", 60)  # type: ignore[misc]
     eventually(lambda: "offload_redis_up 1.0" in shown(ports["metrics"], "metrics"), "Redis is told of", 60)
     eventually(lambda: pool.cli("status").code == 0, "the status can be read")
     assert server.refused() == []
