@@ -150,6 +150,7 @@ def test_only_the_cloud_worker_has_a_clouds_key() -> None:
     """A key of .env reaches one service's environment."""
     holders = [n for n, s in services(ANTHROPIC_API_KEY="a-key").items() if "a-key" in json.dumps(s)]
     assert holders == ["cloud-worker"]
+    assert [name for name, service in services().items() if "env_file" in service] == ["beat"]
 
 
 def test_each_role_has_its_own_password_in_redis() -> None:
