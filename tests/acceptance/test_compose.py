@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from api.embedded.redis_server import find_binary
 from api.embedded.supervisor import STOP_GRACE_S
@@ -38,7 +39,7 @@ def simulator() -> Iterator[BackgroundSimulator]:
 def composed(tmp_path: Path, simulator: BackgroundSimulator) -> Iterator[Composed]:
     """The services with the cloud worker; the simulator answers in the place of Ollama and of Anthropic."""
     environment = fresh_env(
-        COMPOSE_PROFILES="cloud,cli",
+        COMPOSE_PROFILES="cloud,cli,monitoring",
         OFFLOAD_CONFIG_FILE="./ops/compose/offload-cloud.yaml",
         ANTHROPIC_API_KEY="a-key-of-the-test",
         OFFLOAD_DRAIN_S="5",
@@ -65,6 +66,8 @@ def database(composed: Composed) -> Iterator[PostgresImage]:
 
 def test_the_services_run_a_batch_and_stop_in_time(composed: Composed, database: PostgresImage, tmp_path: Path) -> None:
     """By depends_on and their own health checks all start, a batch ends, and all stop inside their grace."""
+    composed.program("wget", needed("wget", "Debian's wget"))
+    composed.container("prometheus", entry=[needed("prometheus", "Debian's prometheus")])
     composed.container("redis", more=["--bind", composed.host("redis")])
     at = ["-h", composed.host("postgres")]
     composed.container("postgres", more=[*database.arguments, *at], cwd="/", **database.options)
@@ -82,9 +85,31 @@ def test_the_services_run_a_batch_and_stop_in_time(composed: Composed, database:
     assert done.code == 0, done.stderr + composed.running["worker"].words() + composed.running["cloud-worker"].words()
     states = [json.loads(line)["state"] for line in out.read_bytes().splitlines()]
     assert sorted(states) == ["done"] * 60 + ["escalated"]
+    composed.start("prometheus").wait_until("service_healthy")
+    assert refused(composed) == []
     ended = composed.stop()
     assert {name: code for name, (code, _) in ended.items()} == dict.fromkeys(ended, 0), ended
-    assert set(ended) == {"redis", "postgres", "worker", "cloud-worker", "beat", "api", "flower", "metrics"}
+    assert set(ended) == {
+        "redis",
+        "postgres",
+        "worker",
+        "cloud-worker",
+        "beat",
+        "api",
+        "flower",
+        "metrics",
+        "prometheus",
+    }
+
+
+def refused(composed: Composed) -> list[str]:
+    """What Redis refused to whom."""
+    redis_ = composed.running["redis"]
+    password = redis_.environment["REDIS_ADMIN_PASSWORD"]
+    client = redis.Redis.from_url(f"redis://admin:{password}@{redis_.address}:6379/0")
+    found = [f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in client.acl_log()]
+    client.close()
+    return found
 
 
 def test_nothing_starts_while_a_secret_is_missing() -> None:
@@ -135,6 +160,7 @@ def test_only_the_cloud_worker_has_a_clouds_key() -> None:
     """A key of .env reaches one service's environment."""
     holders = [n for n, s in services(ANTHROPIC_API_KEY="a-key").items() if "a-key" in json.dumps(s)]
     assert holders == ["cloud-worker"]
+    assert [name for name, service in services().items() if "env_file" in service] == ["beat"]
 
 
 def test_each_role_has_its_own_password_in_redis() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+from api.embedded.redis_server import free_port
 from tests.support.pool import TestPool, simulated
 from tests.support.redis_roles import OPS, ROLES, RedisOfRoles
 from tests.support.waiting import eventually
@@ -39,7 +43,10 @@ def jobs(n: int) -> list[dict[str, Any]]:
 
 
 def test_a_pool_runs_with_every_role_on_its_own_user(server: RedisOfRoles, pool: TestPool) -> None:
-    """Batches end, a killed worker's and a wiped Redis's too, and Redis has refused nobody anything."""
+    """Batches end, a killed worker's and a wiped Redis's too, pages show, and Redis has refused nobody anything."""
+    ports = {role: free_port() for role in ("flower", "metrics")}
+    for role, port in ports.items():
+        pool.start(role, "--port", str(port), OFFLOAD_REDIS_URL=server.of(role), OFFLOAD_FLOWER_AUTH="me:secret")
     pool.start("beat", OFFLOAD_REDIS_URL=server.of("beat"))
     pool.worker(OFFLOAD_REDIS_URL=server.of("worker"))
     pool.worker(node="gpu", OFFLOAD_REDIS_URL=server.of("node"))
@@ -50,8 +57,22 @@ def test_a_pool_runs_with_every_role_on_its_own_user(server: RedisOfRoles, pool:
     pool.worker(OFFLOAD_REDIS_URL=server.of("node"))
     assert len(pool.finished(batch_id)) == 200
     assert pool.cli("doctor").text.count("ok      redis") == 1
+    for page, word in (("workers", "here/sim"), ("api/workers?refresh=true", "here/sim"), ("broker", "offload.small")):
+        eventually(lambda at=page, what=word: what in shown(ports["flower"], at), f"Flower shows {page}", 60)  # type: ignore[misc]
+    eventually(lambda: "offload_redis_up 1.0" in shown(ports["metrics"], "metrics"), "Redis is told of", 60)
     eventually(lambda: pool.cli("status").code == 0, "the status can be read")
     assert server.refused() == []
+
+
+def shown(port: int, page: str) -> str:
+    """A page of a role; empty while it does not answer."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/{page}")
+    request.add_header("Authorization", "Basic " + base64.b64encode(b"me:secret").decode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 FORBIDDEN = (
@@ -128,8 +149,6 @@ def test_the_server_starts_with_all_passwords_or_not_at_all(tmp_path: Path) -> N
     written = (tmp_path / "all" / "users.acl").read_text() + (tmp_path / "all" / "redis.log").read_text()
     assert not [role for role, password in started.passwords.items() if password in written]
     started.close()
-    import subprocess
-
     done = subprocess.run(
         ["sh", str(OPS / "redis" / "start.sh"), str(tmp_path), str(tmp_path)],
         env={"PATH": "/usr/bin:/bin", "REDIS_ADMIN_PASSWORD": "x"},

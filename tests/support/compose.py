@@ -201,7 +201,7 @@ class Container:
         if condition == "service_completed_successfully":
             assert self.process.wait(60) == 0, self.words()
         else:
-            eventually(self._healthy, f"{self.name} is healthy", 90, every_s=0.2)
+            eventually(self._healthy, f"{self.name} is healthy", 180, every_s=0.2)
 
     def _healthy(self) -> bool:
         assert self.process is not None
