@@ -2,7 +2,8 @@
 
     Anthropic                         OpenAI
     model                             the same, or what the aliases in offload.yaml say that it means
-    system                            a first message of role system
+    system, messages of role system   one first message of role system: local templates take no other
+    messages of one role in a row     one message
     text, document (text), search_result   text
     image (base64)                    image_url, a data: URL
     tool_use                          tool_calls of the assistant's message
@@ -39,6 +40,8 @@ SAME = ("max_tokens", "stream", "temperature", "top_p")
 FAILED = "The tool failed: "
 
 Body = dict[str, Any]
+#: a block of a content, and its field
+Block = tuple[Body, str]
 
 
 def chat(body: Mapping[str, Any], registry: Registry, *, limited: bool = True) -> Body:
@@ -52,7 +55,7 @@ def chat(body: Mapping[str, Any], registry: Registry, *, limited: bool = True) -
         if body.get(name):
             _fault(name, "is not supported by this server")
     made: Body = {name: body[name] for name in SAME if body.get(name) is not None}
-    made |= {"model": registry.meant(model), "messages": [*_system(body), *_messages(body)]}
+    made |= {"model": registry.meant(model), "messages": list(_messages(body))}
     return made | _sampling(body) | _tools(body) | _format(body) | _metadata(body)
 
 
@@ -78,8 +81,8 @@ def _list(value: Any, field: str) -> list[Any]:
     return value
 
 
-def _blocks(value: Any, field: str) -> Iterator[tuple[Body, str]]:
-    """The blocks of a content, each with its field; a text is a block of text."""
+def _blocks(value: Any, field: str) -> Iterator[Block]:
+    """The blocks of a content; a text is a block of text."""
     if isinstance(value, str):
         yield {"type": "text", "text": value}, field
         return
@@ -163,33 +166,34 @@ def _choice(choice: Body, names: list[str]) -> Body:
 # --- the conversation -----------------------------------------------------------------------------------------
 
 
-def _system(body: Mapping[str, Any]) -> Iterator[Body]:
-    blocks = _blocks(body.get("system") or "", "system")
-    text = "\n".join(filter(None, (_words(block, field) for block, field in blocks)))
-    if text:
-        yield {"role": "system", "content": text}
-
-
 def _messages(body: Mapping[str, Any]) -> Iterator[Body]:
+    system, turns = list(_blocks(body.get("system") or "", "system")), list[tuple[str, list[Block]]]()
+    for role, blocks in _turns(body):
+        if role == "system":
+            system += blocks
+        elif turns and turns[-1][0] == role:
+            turns[-1][1].extend(blocks)
+        else:
+            turns.append((role, blocks))
+    if text := "\n".join(filter(None, (_words(*block) for block in system))):
+        yield {"role": "system", "content": text}
+    for role, blocks in turns:
+        yield from _users(blocks) if role == "user" else [_assistants(blocks)]
+
+
+def _turns(body: Mapping[str, Any]) -> Iterator[tuple[str, list[Block]]]:
     given = _list(body.get("messages"), "messages")
     if not given:
         _fault("messages", "at least one is needed")
     for i, value in enumerate(given):
         field = f"messages.{i}"
         message = _object(value, field)
-        blocks = list(_blocks(message.get("content"), f"{field}.content"))
-        match message.get("role"):
-            case "user":
-                yield from _users(blocks)
-            case "assistant":
-                yield _assistants(blocks)
-            case "system":
-                yield {"role": "system", "content": "\n".join(_words(*block) for block in blocks)}
-            case _:
-                _fault(f"{field}.role", "is none of user, assistant and system")
+        if message.get("role") not in ("user", "assistant", "system"):
+            _fault(f"{field}.role", "is none of user, assistant and system")
+        yield message["role"], list(_blocks(message.get("content"), f"{field}.content"))
 
 
-def _users(blocks: list[tuple[Body, str]]) -> Iterator[Body]:
+def _users(blocks: list[Block]) -> Iterator[Body]:
     """The results of tools, which must follow their calls, and then what the user says."""
     parts: list[Body] = []
     for block, field in blocks:
@@ -211,7 +215,7 @@ def _content(parts: list[Body]) -> str | list[Body]:
     return parts
 
 
-def _assistants(blocks: list[tuple[Body, str]]) -> Body:
+def _assistants(blocks: list[Block]) -> Body:
     texts, calls = [], []
     for block, field in blocks:
         match block.get("type"):
