@@ -19,6 +19,7 @@ from tasks.privacy import Reach, is_cloud_name
 from tasks.providers import Limit, Name, Price, Provider, Strict
 from tasks.registry import (
     CLOUD,
+    DEFAULT_ALIASES,
     DEFAULT_CLASSES,
     DEFAULT_PROVIDERS,
     ApiSettings,
@@ -50,6 +51,11 @@ class ConfigFile(Strict):
     retention: RetentionSettings = RetentionSettings()
     notify: NotifySettings = NotifySettings()
     api: ApiSettings = ApiSettings()
+    aliases: dict[str, str] = Field(
+        default_factory=dict,
+        description="a name that clients of /v1/messages insist on, * for any characters -> a class, a model, "
+        "category:<name> or auto. The first that fits; after those given, claude-*haiku*: small and claude-*: coder",
+    )
 
 
 def config_path(settings: Settings) -> Path | None:
@@ -114,9 +120,11 @@ def build(file: ConfigFile, source: str, settings: Settings | None = None) -> Re
     classes = _classes(file, providers)
     categories = _categories(file, classes)
     policy = load_policy(settings, categories)
-    sections = file.privacy, file.audit, file.retention, file.notify, file.api
+    aliases = file.aliases | {name: meant for name, meant in DEFAULT_ALIASES.items() if name not in file.aliases}
+    sections = file.privacy, file.audit, file.retention, file.notify, file.api, aliases
     registry = Registry(providers, classes, categories, source, policy, *sections)
     _check_auditor(registry)
+    _check_aliases(file, registry)
     return registry
 
 
@@ -193,6 +201,13 @@ def _check_auditor(registry: Registry) -> None:
         raise Fault(path, f"no class is named {name!r}" + nearest(name, list(registry.classes)))
     if registry.reaches.get(name) is Reach.CLOUD:
         raise Fault(path, "is a cloud's; private jobs are audited at home")
+
+
+def _check_aliases(file: ConfigFile, registry: Registry) -> None:
+    for name, meant in file.aliases.items():
+        if not registry.knows(meant):
+            known = [*registry.classes, *registry.models, "auto", *(f"category:{c}" for c in registry.categories)]
+            raise Fault(("aliases", name), f"no class, model or category is {meant!r}" + nearest(meant, known))
 
 
 def _categories(file: ConfigFile, classes: Mapping[str, ModelClass]) -> dict[str, Category]:

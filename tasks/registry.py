@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -138,6 +139,10 @@ class AuditSettings(Strict):
     private_class: Name | None = Field(None, description="a local class of another model; without it, a person")
 
 
+#: names that Anthropic's clients insist on -> what is meant where nothing else is configured; the first that fits
+DEFAULT_ALIASES = {"claude-*haiku*": "small", "claude-*": "coder"}
+
+
 class RetentionSettings(Strict):
     """How long telemetry is kept; rollups are kept for good."""
 
@@ -205,6 +210,7 @@ class Registry:
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     notify: NotifySettings = field(default_factory=NotifySettings)
     api: ApiSettings = field(default_factory=ApiSettings)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def markers(self) -> Markers:
@@ -230,6 +236,18 @@ class Registry:
     def models(self) -> frozenset[str]:
         """Every model that some class names."""
         return frozenset(s.model for c in self.classes.values() for s in c.serve)
+
+    def knows(self, name: str) -> bool:
+        """Whether a request may ask for this model: a class, a configured model, `category:<name>` or `auto`."""
+        if name.startswith("category:"):
+            return name.removeprefix("category:") in self.categories
+        return name == "auto" or name in self.classes or name in self.models
+
+    def meant(self, name: str) -> str:
+        """What a model's name stands for: itself where it is known, else what the first alias that fits says."""
+        if self.knows(name):
+            return name
+        return next((meant for pattern, meant in self.aliases.items() if fnmatchcase(name, pattern)), name)
 
     def category(self, name: str) -> Category | None:
         """A category that a job may have, the pool's own among them."""

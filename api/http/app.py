@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fastapi import FastAPI
 
-from api.http import batches, direct, errors, files, jobs, service
+from api.http import batches, direct, errors, files, jobs, message_batches, messages, service
 from api.http.callers import Callers
 from api.http.limits import Limits
 from api.use_cases.direct import Telling, Unusable
@@ -80,6 +80,8 @@ def create_app(pool: Pool) -> FastAPI:
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
     for router in (files.router, batches.router, direct.router, jobs.router, service.router):
+        app.include_router(router)
+    for router in (messages.router, message_batches.router):
         app.include_router(router)
     app.add_middleware(Limits)
     return app

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, tuple_, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
@@ -207,6 +207,37 @@ def page(db: Database, whose: Whose, after: str | None, limit: int) -> list[Seen
         found = c.execute(query).all()
         rows = {r.id: r for r in c.execute(select(batches).where(batches.c.id.in_([f.id for f in found])))}
     return [Seen(f, rows.get(f.id)) for f in found]
+
+
+def of_endpoint(
+    db: Database, whose: Whose, endpoint: str, limit: int, *, after: str | None = None, before: str | None = None
+) -> list[Seen] | None:
+    """The newest loaded batches of an endpoint, newest first, or those next to one: older than `after`, newer than
+    `before`; one more than `limit`, the farthest, where there are more. None where there is no such batch.
+    """
+    at, id_ = api_batches.c.created_at, api_batches.c.id
+    mine = whose.of(api_batches.c.owner), api_batches.c.endpoint == endpoint
+    upwards = before is not None
+    query = select(api_batches).join(batches, batches.c.id == id_).where(*mine)
+    with db.read() as c:
+        if (next_to := before or after) is not None:
+            last = c.execute(select(at, id_).where(id_ == next_to, *mine)).first()
+            if last is None:
+                return None
+            place, cursor = tuple_(at, id_), (last.created_at, last.id)
+            query = query.where(place > cursor if upwards else place < cursor)
+        order = (at.asc(), id_.asc()) if upwards else (at.desc(), id_.desc())
+        found = c.execute(query.order_by(*order).limit(limit + 1)).all()
+        rows = {r.id: r for r in c.execute(select(batches).where(batches.c.id.in_([f.id for f in found])))}
+    seen = [Seen(f, rows[f.id]) for f in found]
+    return seen[::-1] if upwards else seen
+
+
+@retried
+def forget(db: Database, batch_id: str) -> None:
+    """From now on nobody has this batch; its jobs stay in the ledger for as long as any."""
+    with db.write() as c:
+        c.execute(delete(api_batches).where(api_batches.c.id == batch_id))
 
 
 @retried
