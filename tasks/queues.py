@@ -16,6 +16,7 @@ RUN_SLICE = "workers.run_slice"
 SCHEDULER_QUEUE = "scheduler"
 SWEEP = "scheduler.sweep"
 RUN_AUDIT = "scheduler.audit"
+RUN_FAN_OUTS = "scheduler.fan_outs"
 RUN_ROLLUP = "scheduler.rollup"
 RUN_PRUNE = "scheduler.prune"
 
