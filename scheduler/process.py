@@ -15,7 +15,7 @@ from celery.beat import EmbeddedService
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scheduler import audit, notify, rollups, sweep
+from scheduler import audit, fanning, notify, rollups, sweep
 from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from scheduler.service import Service
@@ -24,7 +24,7 @@ from tasks.errors import PoolError
 from tasks.ledger import notices, sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.schema import open_ledger
-from tasks.queues import RUN_AUDIT, RUN_NOTIFY, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
+from tasks.queues import RUN_AUDIT, RUN_FAN_OUTS, RUN_NOTIFY, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
 from tasks.settings import Settings
 
@@ -86,6 +86,7 @@ def _services(app: Celery, db: Database, broker: redis.Redis, registry: Registry
     services = {
         SWEEP: Service("sweep", lambda: sweep.run_once(db, broker, publisher, registry, times), times.sweep),
         RUN_AUDIT: Service("audit", lambda: audit.run_once(db, registry), times.audit),
+        RUN_FAN_OUTS: Service("fan-outs", lambda: fanning.run_once(db, registry), times.fan_out),
         RUN_ROLLUP: Service("rollup", lambda: rollups.run_once(db, settings), times.rollup),
         RUN_PRUNE: Service("prune", lambda: _prune(db, registry), times.rollup),
         RUN_NOTIFY: Service("notify", lambda: notify.run_once(db, registry, times), times.notify),

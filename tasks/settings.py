@@ -34,6 +34,7 @@ class Times:
     worker_gone: float = 45.0  #: without a heartbeat for this long a worker is not live
     audit: float = 10.0
     notify: float = 10.0
+    fan_out: float = 5.0  #: between two looks for fan-outs that may go on
     rollup: float = 3600.0  #: between two rollups, and between two prunes
     cancel_check: float = 1.0  #: how often a worker looks for cancelled batches
     loop_stuck: float = 5.0  #: an event loop that has not ticked this long renews nothing

@@ -21,6 +21,7 @@ pool          facts of this pool: one row
 api_keys      who may use the HTTP API, and for what
 api_files     files that were uploaded to it; their content is on disk
 api_batches   what the HTTP API keeps of a batch beside its row in batches
+fan_outs      batches whose answers are merged, by batches of the pool's own
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Batch(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     name: str | None = None
-    kind: str = "jobs"  #: or `audit`: the pool's own
+    kind: str = "jobs"  #: or `audit`, `merge`: the pool's own
     state: str = Field(index=True)
     priority: int = 0  #: higher is served first
     created_at: float
@@ -508,3 +509,26 @@ class ApiBatch(SQLModel, table=True):
     tell_at: float | None = Field(default=None, index=True)  #: when they are tried next; None when all know, or none is
     tries: int = 0
     gone: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: of its files, the deleted
+
+
+class FanOut(SQLModel, table=True):
+    """Many jobs at once, and what becomes of their answers; see tasks/merging.py for inputs, steps and notes."""
+
+    __tablename__ = "fan_outs"
+
+    id: str = Field(primary_key=True)
+    batch_id: str = Field(foreign_key="batches.id", unique=True)  #: of the inputs' own jobs
+    step_batch_id: str = Field(foreign_key="batches.id")  #: of the step under way, or of the last one
+    step: int = 0  #: grows with every merge; 0: the inputs
+    state: str = Field(index=True)  #: running, done, failed, cancelled
+    owner: str | None = None  #: whose it is over HTTP; None where the command line made it
+    created_at: float
+    finished_at: float | None = None
+    quorum: int | None = None  #: inputs' jobs whose answers are enough
+    enough_at: float | None = None  #: when they were, and the other jobs were cancelled
+    priority: int = 0
+    deadline_s: float  #: that each step has
+    plan: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))  #: see tasks/ledger/fan_outs.py
+    inputs: list[list[Any]] = Field(sa_column=Column(JSON, nullable=False))  #: name, lines, and ask of each
+    steps: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))  #: the merges, each with its batch
+    error: str | None = None  #: why it failed, for people

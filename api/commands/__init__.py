@@ -31,6 +31,7 @@ from api.interrupts import INTERRUPTED, heed_swallowed
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "submit": ("submit", "submit", "Submit a file of jobs; print the batch's id."),
     "run": ("run", "run", "Run one job and print its output."),
+    "fan-out": ("fan_out", "fan_out", "Ask many at once and merge their answers."),
     "wait": ("watch", "wait", "Wait until a batch is over."),
     "status": ("watch", "status", "Show a batch, or the pool."),
     "batches": ("watch", "batches", "List batches, the newest first."),

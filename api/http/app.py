@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fastapi import FastAPI
 
-from api.http import batches, direct, errors, files, jobs, message_batches, messages, service
+from api.http import batches, direct, errors, fan_outs, files, jobs, message_batches, messages, service
 from api.http.callers import Callers
 from api.http.limits import Limits
 from api.use_cases.direct import Telling, Unusable
@@ -79,7 +79,7 @@ def create_app(pool: Pool) -> FastAPI:
     app.state.sizes = Remembered[int]()
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
-    for router in (files.router, batches.router, direct.router, jobs.router, service.router):
+    for router in (files.router, batches.router, direct.router, jobs.router, fan_outs.router, service.router):
         app.include_router(router)
     for router in (messages.router, message_batches.router):
         app.include_router(router)
