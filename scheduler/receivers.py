@@ -73,9 +73,10 @@ def deliver(receiver: Receiver, text: str) -> Answer:
     thread = threading.Thread(target=lambda: found.append(_tried(receiver, text)), daemon=True, name="delivery")
     thread.start()
     thread.join(DELIVERY_S)
-    if not found:
-        receiver.cut()
-    return found[0] if found else Answer(False, f"no answer within {DELIVERY_S:g} s")
+    if found:
+        return found[0]
+    receiver.cut()  # what the thread makes of that is no answer
+    return Answer(False, f"no answer within {DELIVERY_S:g} s")
 
 
 def _tried(receiver: Receiver, text: str) -> Answer:
