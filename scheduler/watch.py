@@ -25,6 +25,8 @@ AWAY = 3
 DOWN = ("offline", "misconfigured")
 #: the part of a quota that is told of before it is used up
 NEARLY = 0.8
+#: the service whose look it is, as its row in `ticks` is called
+TICK = "notify"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Seen:
 
 def run_once(db: Database, registry: Registry, times: Times) -> int:
     """Look once; the count of news."""
-    before_at = ticks.ticked_at(db, "watch")
-    ago, kept = ticks.counted(db, "watch")
+    before_at = ticks.ticked_at(db, TICK)
+    ago, kept = ticks.counted(db, TICK)
     before = Seen(kept.get("down", {}), kept.get("quota", {}), kept.get("backlog", {}))
     away = ago > AWAY * times.notify
     ups, down = ([], dict(before.down)) if away else _providers(db, times, before.down)
@@ -60,7 +62,7 @@ def run_once(db: Database, registry: Registry, times: Times) -> int:
         ),
     ]
     state = {"down": down, "quota": quota, "backlog": backlog}
-    return tell_changes(db, "watch", before_at, state, news)
+    return tell_changes(db, TICK, before_at, state, news)
 
 
 def _providers(db: Database, times: Times, before: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

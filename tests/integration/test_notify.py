@@ -70,7 +70,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, hook: Receiver, server: Serve
         made.start("beat")
         made.start("worker", "--provider", "judge", "--node", "here")
         made.worker()
-        eventually(lambda: ticks.last_tick(made.db, "watch"), "beat looks", 60)
+        eventually(lambda: ticks.last_tick(made.db, "notify"), "beat looks", 60)
         yield made
     log = (folder / "roles.log").read_text()
     assert not [word for word in (*SECRET.split("/"), *PRIVATE) if word in log]
@@ -138,7 +138,7 @@ def _all_asked(pool: TestPool, batch: str) -> list[Any]:
 
 def test_a_provider_that_is_away_and_its_backlog_are_told(pool: TestPool, hook: Receiver, server: Server) -> None:
     """Down when its worker finds it so, then what waits for it, then up again."""
-    eventually(lambda: not ticks.counted(pool.db, "watch")[1]["backlog"], "nothing waits, on a busy machine either")
+    eventually(lambda: not ticks.counted(pool.db, "notify")[1]["backlog"], "nothing waits, on a busy machine either")
     server.off()
     waits = pool.submit(jobs(2))
     told(hook, "provider here/sim down (offline)")
