@@ -22,13 +22,16 @@ from tasks.registry import (
     DEFAULT_ALIASES,
     DEFAULT_CLASSES,
     DEFAULT_PROVIDERS,
+    ApiSettings,
     AuditSettings,
     ModelClass,
+    NotifySettings,
     PrivacySettings,
     Registry,
     RetentionSettings,
     Serve,
     TimeoutSettings,
+    WebhookTarget,
     nearest,
 )
 from tasks.settings import Settings
@@ -46,6 +49,8 @@ class ConfigFile(Strict):
     privacy: PrivacySettings = PrivacySettings()
     audit: AuditSettings = AuditSettings()
     retention: RetentionSettings = RetentionSettings()
+    notify: NotifySettings = NotifySettings()
+    api: ApiSettings = ApiSettings()
     aliases: dict[str, str] = Field(
         default_factory=dict,
         description="a name that clients of /v1/messages insist on, * for any characters -> a class, a model, "
@@ -95,6 +100,9 @@ def _nearest_key(model: type[BaseModel]) -> Callable[[Way], str]:
         "privacy": PrivacySettings,
         "audit": AuditSettings,
         "retention": RetentionSettings,
+        "notify": NotifySettings,
+        "api": ApiSettings,
+        "webhooks": WebhookTarget,
     }
 
     def known(way: Way) -> str:
@@ -113,9 +121,8 @@ def build(file: ConfigFile, source: str, settings: Settings | None = None) -> Re
     categories = _categories(file, classes)
     policy = load_policy(settings, categories)
     aliases = file.aliases | {name: meant for name, meant in DEFAULT_ALIASES.items() if name not in file.aliases}
-    registry = Registry(
-        providers, classes, categories, source, policy, file.privacy, file.audit, file.retention, aliases
-    )
+    sections = file.privacy, file.audit, file.retention, file.notify, file.api, aliases
+    registry = Registry(providers, classes, categories, source, policy, *sections)
     _check_auditor(registry)
     _check_aliases(file, registry)
     return registry

@@ -12,5 +12,5 @@ messages.py   /v1/messages, /v1/messages/count_tokens; message_events.py makes t
 message_batches.py  /v1/messages/batches
 jobs.py       /jobs, /batches: the pool's own words
 answers.py    their answers in OpenAI's shapes
-service.py    /healthz
+service.py    /healthz, /metrics
 """

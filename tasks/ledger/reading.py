@@ -36,9 +36,9 @@ def batch(db: Database, batch_id: str) -> Row[Any]:
     return row
 
 
-def recent_batches(db: Database, limit: int, *, audits_too: bool = False) -> list[Row[Any]]:
-    """The newest batches first; those of the pool's own audits only when asked for."""
-    kinds = ("jobs", "audit") if audits_too else ("jobs",)
+def recent_batches(db: Database, limit: int, *, own_too: bool = False) -> list[Row[Any]]:
+    """The newest batches first; the pool's own, audits and merges, only when asked for."""
+    kinds = ("jobs", "audit", "merge") if own_too else ("jobs",)
     query = select(batches).where(batches.c.kind.in_(kinds)).order_by(batches.c.created_at.desc()).limit(limit)
     with db.read() as c:
         return list(c.execute(query).all())
