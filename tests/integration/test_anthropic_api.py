@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import anthropic
+import httpx
 import pytest
 from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 from sqlalchemy import select, update
@@ -288,6 +289,16 @@ def test_a_stream_that_breaks(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.APIStatusError) as caught:
         list(stream)
     assert caught.value.type == "api_error"
+
+
+def test_a_client_that_goes_away(api: Api, server: Server) -> None:
+    """Whoever hangs up ends the call at the model server, streamed or not."""
+    for stream in (False, True):
+        text = "x [[sim:delay=600]]"
+        body = {"model": "small", "max_tokens": 9, "stream": stream, "messages": [{"role": "user", "content": text}]}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{api.url}/v1/messages", json=body, timeout=httpx.Timeout(5, read=0.5))
+        eventually(lambda: server.simulator.stats()["in_flight"] == 0, "the call is closed")
 
 
 # --- batches --------------------------------------------------------------------------------------------------
