@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 MINUTES ?= 60
 
-.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-fairness bench-rollup chaos-short chaos requirements clean
+.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-direct bench-fairness bench-rollup bench-scrape chaos-short chaos requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -47,8 +47,14 @@ bench-detectors: setup  ## what the privacy detectors find and miss, and how fas
 bench-fairness: setup  ## what 100 jobs cost beside 10,000, and how right the time left is
 	@$(PY) -m tests.bench.fairness
 
+bench-direct: setup  ## what a call through the HTTP API costs over the same call made straight
+	@$(PY) -m tests.bench.direct
+
 bench-rollup: setup  ## how long an hour of a million calls takes to sum, and in how much memory
 	@$(PY) -m tests.bench.rollup
+
+bench-scrape: setup  ## what a scrape of /metrics takes on a ledger of 200,000 jobs
+	@$(PY) -m tests.bench.scrape
 
 chaos-short: setup  ## about 5 minutes: the proof of the proof, then every fault on both ledgers, times divided by ten
 	@$(PY) -m pytest -q tests/chaos

@@ -19,11 +19,17 @@ class GoingOn:
     """A batch is submitted and watched in here; Ctrl-C ends with 130 and names it.
 
     From `opening` until `begun` a first Ctrl-C waits, as nobody knows yet whether there is a batch to come back to; a
-    second one never waits.
+    second one never waits. what: it is called; look, back: commands that show it, and come back to it, by its id.
     """
 
-    def __init__(self, batch_id: str | None = None) -> None:
-        self._batch_id = batch_id
+    def __init__(
+        self,
+        batch_id: str | None = None,
+        what: str = "batch",
+        look: str = "offload status {0}",
+        back: str = "offload wait {0}; offload results {0}",
+    ) -> None:
+        self._batch_id, self._what, self._look, self._back = batch_id, what, look, back
         self._holds = self._asked = False
         self._handler = signal.getsignal(signal.SIGINT)
 
@@ -43,8 +49,8 @@ class GoingOn:
         if self._batch_id is None:
             return "nothing was submitted"
         if self._holds:  # not even its commit was waited for
-            return f"it is not known whether the batch was submitted: offload status {self._batch_id}"
-        return f"the batch goes on; come back with: offload wait {self._batch_id}; offload results {self._batch_id}"
+            return f"it is not known whether the {self._what} was submitted: {self._look.format(self._batch_id)}"
+        return f"the {self._what} goes on; come back with: {self._back.format(self._batch_id)}"
 
     def opening(self, batch_id: str) -> None:
         """The next commit makes the promise."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from tasks.lines import JobLine, Line, LineId, Message, Text
+from tasks.lines import App, JobLine, Line, LineId, Message, Text, TouchedPath
 
 
 class _OpenAISchema(Line):
@@ -32,19 +32,94 @@ class OpenAIFormat(Line):
         return self
 
 
+class OffloadSays(Line):
+    """What only this pool understands of a request; it travels as `metadata.offload`."""
+
+    category: Text | None = None
+    touches: list[TouchedPath] | None = None
+    for_: Text | None = Field(None, alias="for")
+    security: bool | None = None
+    privacy: Literal["local_only", "lan_ok", "cloud_ok"] | None = None
+    app: App | None = None
+
+
+class OpenAIMetadata(Line):
+    """A producer's own notes, and ours."""
+
+    model_config = ConfigDict(extra="allow")
+
+    offload: OffloadSays | None = None
+
+
+class InputPart(Line):
+    """A piece of text of an input item of /v1/responses."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class InputItem(Line):
+    """One message of the input of /v1/responses."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[InputPart]
+
+
+class ResponseFormat(Line):
+    """What shape the answer of /v1/responses has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+    @model_validator(mode="after")
+    def _schema_is_there(self) -> ResponseFormat:
+        if (self.type == "json_schema") is not (self.schema_ is not None):
+            raise ValueError("schema goes with type json_schema, and only with it")
+        return self
+
+
+class ResponseText(Line):
+    """Where /v1/responses says what shape the answer has."""
+
+    format: ResponseFormat | None = None
+
+
+def _form_of_input(value: object) -> str:
+    if isinstance(value, list):
+        return "list[item]" if value and isinstance(value[0], dict | InputItem) else "list[str]"
+    return "str"
+
+
+#: a text, several to embed, or a conversation
+Input = Annotated[
+    Annotated[Text, Tag("str")]
+    | Annotated[list[Text], Field(min_length=1, max_length=2048), Tag("list[str]")]
+    | Annotated[list[InputItem], Field(min_length=1), Tag("list[item]")],
+    Discriminator(_form_of_input),
+]
+
+
 class OpenAIBody(Line):
     """The request body of an OpenAI batch line, as far as local servers can honour it."""
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     prompt: Text | None = None
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | None = None
+    input: Input | None = None
+    instructions: str | None = None
+    text: ResponseText | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)
     temperature: float | None = Field(None, ge=0, le=2)
     response_format: OpenAIFormat | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: OpenAIMetadata | None = None
     user: str | None = None
+    store: bool | None = None
     encoding_format: Literal["float"] | None = None
     stream: Literal[False] | None = None
     n: Literal[1] | None = None
@@ -60,7 +135,7 @@ class OpenAILine(Line):
 
     custom_id: LineId
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
     body: OpenAIBody
 
 
@@ -71,27 +146,55 @@ EXTRAS = ("top_p", "seed", "stop", "frequency_penalty", "presence_penalty")
 def from_openai(line: OpenAILine, category: str | None) -> tuple[JobLine, dict[str, Any]]:
     """The line in the pool's own form, and what else the request carries (kind, generation parameters).
 
-    category: for lines whose model names none.
+    category: for lines that name none.
     """
     body = line.body
-    named = body.model.removeprefix("category:") if body.model.startswith("category:") else None
+    says = body.metadata.offload if body.metadata and body.metadata.offload else OffloadSays()
+    named = body.model.removeprefix("category:") if body.model.startswith("category:") else says.category
     default = "embed" if line.url.endswith("embeddings") else "chat"
+    shape = body.text.format if body.text and body.text.format else body.response_format
     fields: dict[str, Any] = {
         "id": line.custom_id,
         "category": named or category or default,
-        "model": None if named or body.model == "auto" else body.model,
+        "model": None if body.model.startswith("category:") or body.model == "auto" else body.model,
         "messages": body.messages,
         "prompt": body.prompt,
         "input": body.input,
-        "max_tokens": body.max_completion_tokens or body.max_tokens,
+        "system": body.instructions,
+        "max_tokens": body.max_output_tokens or body.max_completion_tokens or body.max_tokens,
         "temperature": body.temperature,
-        "metadata": body.metadata,
+        "metadata": (body.metadata.model_extra or None) if body.metadata else None,
+        "touches": says.touches,
+        "for": says.for_,
+        "security": says.security,
+        "privacy": says.privacy,
+        "app": says.app,
     }
-    if body.response_format and body.response_format.type != "text":
+    if line.url == "/v1/responses":
+        fields |= _asked(body)
+    if shape and shape.type != "text":
         fields["json"] = True
-        fields["schema"] = body.response_format.json_schema and body.response_format.json_schema.schema_
+        fields["schema"] = shape.schema_ if isinstance(shape, ResponseFormat) else _schema(shape)
     extras = {name: value for name in EXTRAS if (value := getattr(body, name)) is not None}
     more: dict[str, Any] = {"extras": extras} if extras else {}
     if line.url == "/v1/completions":
         more["kind"] = "complete"
     return JobLine.model_validate(fields), more
+
+
+def _schema(shape: OpenAIFormat) -> dict[str, Any] | None:
+    return shape.json_schema.schema_ if shape.json_schema else None
+
+
+def _asked(body: OpenAIBody) -> dict[str, Any]:
+    """What a body of /v1/responses asks, in the pool's fields."""
+    if isinstance(body.input, str) or body.input is None:
+        return {"prompt": body.input, "input": None}
+    return {"input": None, "messages": [_message(item) for item in body.input]}
+
+
+def _message(item: InputItem | str) -> dict[str, Any]:
+    if isinstance(item, str):
+        return {"role": "user", "content": item}
+    text = item.content if isinstance(item.content, str) else "\n".join(part.text for part in item.content)
+    return {"role": item.role, "content": text}

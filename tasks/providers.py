@@ -100,6 +100,9 @@ class Provider(Strict):
         Reach.LOCAL, description="local: loopback; lan: a private network; cloud: else (anthropic, command by default)"
     )
     in_flight: int = Field(4, ge=1, le=4096, description="calls at once")
+    interactive: int = Field(
+        0, ge=0, le=4096, description="of in_flight, kept free of batches for calls that do not wait: the HTTP API's"
+    )
     api_key_env: str | None = Field(None, description="the variable that holds the key")
     path: Path | None = Field(None, description="gguf: the model file")
     slots: int = Field(4, ge=1, le=256, description="gguf: requests served at once")
@@ -114,6 +117,11 @@ class Provider(Strict):
     prices: dict[str, dict[Name, Price]] = Field(
         default_factory=dict, description="model -> unit -> what a call costs of it; `usd` is a unit like others"
     )
+
+    @property
+    def for_batches(self) -> int:
+        """Calls at once that its worker may make."""
+        return max(1, self.in_flight - self.interactive)
 
     @property
     def where(self) -> str:

@@ -16,8 +16,10 @@ RUN_SLICE = "workers.run_slice"
 SCHEDULER_QUEUE = "scheduler"
 SWEEP = "scheduler.sweep"
 RUN_AUDIT = "scheduler.audit"
+RUN_FAN_OUTS = "scheduler.fan_outs"
 RUN_ROLLUP = "scheduler.rollup"
 RUN_PRUNE = "scheduler.prune"
+RUN_NOTIFY = "scheduler.notify"
 
 QUEUE_PREFIX = "offload."
 #: no queue: no class is called so

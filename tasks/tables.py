@@ -14,9 +14,14 @@ usage         what a provider's calls took of its limits, by window
 rollups       an hour's calls, summed, one row a key
 rolled_hours  which hours are summed, from how many calls, and which are closed
 taken_logs    how far each log of the helpers was taken in
-events        what people should know: alarms
+events        what happened that people should know; of most of it notices are made
+notices       what a receiver is told, or will be: the outbox
 ticks         when each periodic service last ran
 pool          facts of this pool: one row
+api_keys      who may use the HTTP API, and for what
+api_files     files that were uploaded to it; their content is on disk
+api_batches   what the HTTP API keeps of a batch beside its row in batches
+fan_outs      batches whose answers are merged, by batches of the pool's own
 """
 
 from __future__ import annotations
@@ -33,8 +38,11 @@ BIG = BigInteger().with_variant(Integer, "sqlite")
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
 IS_TAKEN_BACK = text("jobs.state = 'queued' AND jobs.taken_back_at IS NOT NULL")
 IN_SLICE = text("slice_id IS NOT NULL")
+#: likewise, of ix_events_news and ix_notices_waiting
+IS_NEWS = text("NOT events.noticed")
+IS_WAITING = text("notices.state = 'waiting'")
 #: defaults that the database itself has: rows of before a migration get it
-ZERO, EMPTY = text("0"), text("''")
+ZERO, EMPTY, FALSE = text("0"), text("''"), text("false")
 #: due_at of a job that waits for nothing: no clock, however wrong, puts it off
 AT_ONCE = 0.0
 
@@ -46,7 +54,7 @@ class Batch(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     name: str | None = None
-    kind: str = "jobs"  #: or `audit`: the pool's own
+    kind: str = "jobs"  #: or `audit`, `merge`: the pool's own
     state: str = Field(index=True)
     priority: int = 0  #: higher is served first
     created_at: float
@@ -56,6 +64,7 @@ class Batch(SQLModel, table=True):
     deadline_at: float
     cancelled_at: float | None = None
     paused_at: float | None = None  #: dispatch sends nothing of it
+    notify: bool = Field(default=False, sa_column_kwargs={"server_default": FALSE})  #: its end is told
     retry_of: str | None = Field(default=None, foreign_key="batches.id", index=True)  #: whose lines these are again
     served_at: float = 0  #: when dispatch last took from it; fair turns
     idempotency_key: str | None = Field(default=None, unique=True)
@@ -218,15 +227,43 @@ class Usage(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """Something that people should know."""
+    """Something that happened and that people should know. detail: ids, configured names, counts and codes."""
 
     __tablename__ = "events"
+    __table_args__ = (Index("ix_events_news", "id", sqlite_where=IS_NEWS, postgresql_where=IS_NEWS),)
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
     at: float
     kind: str
     subject: str
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    times: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})  #: how often, in one commit
+    noticed: bool = Field(default=False, sa_column_kwargs={"server_default": FALSE})  #: no notice is to be made of it
+
+
+class Notice(SQLModel, table=True):
+    """What happened to one subject, for one receiver; see tasks/notices.py."""
+
+    __tablename__ = "notices"
+    __table_args__ = (
+        Index("ix_notices_waiting", "receiver", "due_at", sqlite_where=IS_WAITING, postgresql_where=IS_WAITING),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
+    receiver: str  #: the variable that holds its address
+    kind: str
+    subject: str
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  #: of the last time
+    times: int = 1
+    first_at: float
+    last_at: float
+    made_at: float
+    state: str = "waiting"  #: or sent, failed (given up)
+    due_at: float  #: not before
+    lease_until: float | None = None  #: until then somebody sends it
+    tries: int = 0
+    sent_at: float | None = None
+    answer: str | None = None  #: the receiver's last, in words
 
 
 class PoolFacts(SQLModel, table=True):
@@ -413,3 +450,85 @@ class Tick(SQLModel, table=True):
     name: str = Field(primary_key=True)
     at: float
     counts: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class ApiKey(SQLModel, table=True):
+    """A key of the HTTP API. Of the key itself there are its first characters and a hash."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    prefix: str
+    hash: str = Field(unique=True)  #: SHA-256 of the key, which is random enough to need no salt
+    scopes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: float
+    revoked_at: float | None = None
+    most_queued: int | None = None  #: jobs that may be unfinished at once
+    per_minute: int | None = None  #: requests
+    ceiling: str | None = None  #: the tier that its jobs have at most
+
+
+class ApiFile(SQLModel, table=True):
+    """A file uploaded for a batch."""
+
+    __tablename__ = "api_files"
+
+    id: str = Field(primary_key=True)
+    owner: str = Field(index=True)  #: its key's id; empty where the API was open
+    filename: str
+    bytes: int = Field(sa_type=BigInteger)
+    created_at: float
+    expires_at: float = Field(index=True)
+
+
+class ApiBatch(SQLModel, table=True):
+    """A batch submitted over HTTP, from before its lines are checked. Its jobs are in `batches`, under the same id."""
+
+    __tablename__ = "api_batches"
+
+    id: str = Field(primary_key=True)
+    owner: str = Field(index=True)
+    state: str = Field(index=True)  #: validating, failed, loaded (its row in `batches` says the rest), cancelled
+    endpoint: str
+    input_file_id: str
+    model: str | None = None  #: that its first line asks for
+    window: str
+    meta: dict[str, str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    said: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  #: of all its lines
+    request_key: str | None = Field(default=None, unique=True)  #: owner and Idempotency-Key
+    request_hash: str | None = None
+    created_at: float = Field(index=True)
+    expires_at: float
+    loaded_at: float | None = None
+    failed_at: float | None = None
+    cancelling_at: float | None = None
+    cancelled_at: float | None = None
+    errors: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    told: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: webhooks that know its end
+    tell_at: float | None = Field(default=None, index=True)  #: when they are tried next; None when all know, or none is
+    tries: int = 0
+    gone: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: of its files, the deleted
+
+
+class FanOut(SQLModel, table=True):
+    """Many jobs at once, and what becomes of their answers; see tasks/merging.py for inputs, steps and notes."""
+
+    __tablename__ = "fan_outs"
+
+    id: str = Field(primary_key=True)
+    batch_id: str = Field(foreign_key="batches.id", unique=True)  #: of the inputs' own jobs
+    step_batch_id: str = Field(foreign_key="batches.id")  #: of the step under way, or of the last one
+    step: int = 0  #: grows with every merge; 0: the inputs
+    state: str = Field(index=True)  #: running, done, failed, cancelled
+    owner: str | None = None  #: whose it is over HTTP; None where the command line made it
+    created_at: float
+    finished_at: float | None = None
+    quorum: int | None = None  #: inputs' jobs whose answers are enough
+    enough_at: float | None = None  #: when they were, and the other jobs were cancelled
+    priority: int = 0
+    deadline_s: float  #: that each step has
+    plan: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))  #: see tasks/ledger/fan_outs.py
+    inputs: list[list[Any]] = Field(sa_column=Column(JSON, nullable=False))  #: name, lines, and ask of each
+    steps: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))  #: the merges, each with its batch
+    error: str | None = None  #: why it failed, for people

@@ -48,10 +48,11 @@ def _value(asked: Asked, answer: Answer) -> Any:
     return clean(check_text(asked.category.check, answer.text, asked.prompt))
 
 
-def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at: float) -> Outcome:
-    """What a reply makes of its job."""
-    call = _call_row(job, me, asked, started_at, reply.duration_ms)
-    call |= {
+def answered_row(
+    job: Claimed, me: Identity, asked: Asked, started_at: float, duration_ms: float, reply: Reply
+) -> dict[str, Any]:
+    """The columns of the row of a call that was answered, before the answer is looked at."""
+    return call_row(job, me, asked, started_at, duration_ms) | {
         "model_served": reply.model,
         "load_ms": reply.load_ms,
         "first_token_ms": reply.first_token_ms,
@@ -61,6 +62,18 @@ def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at
         "finish_reason": reply.finish_reason,
         "cost_usd": cost_usd(asked.provider, asked.call.model, reply.tokens_in, reply.tokens_out),
     }
+
+
+def avoided_usd(job: Claimed, asked: Asked, reply: Reply) -> float:
+    """What the cloud would have taken for an answer that was good enough; 0 for what the cloud gave, and for audits."""
+    if asked.reach is Reach.CLOUD or job.decision == Decision.AUDIT:
+        return 0.0
+    return cloud_usd(asked.registry, reply.tokens_in, reply.tokens_out)
+
+
+def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at: float) -> Outcome:
+    """What a reply makes of its job."""
+    call = answered_row(job, me, asked, started_at, reply.duration_ms, reply)
     try:
         output, call["leaked"] = accept(asked, reply)
         call["validated"] = True
@@ -71,8 +84,7 @@ def succeeded(job: Claimed, asked: Asked, reply: Reply, me: Identity, started_at
         outcome.call, outcome.served_model = call, reply.model
         outcome.tokens_in, outcome.tokens_out = reply.tokens_in, reply.tokens_out
         return outcome
-    if asked.reach is not Reach.CLOUD and job.decision != Decision.AUDIT:
-        call["avoided_usd"] = cloud_usd(asked.registry, reply.tokens_in, reply.tokens_out)
+    call["avoided_usd"] = avoided_usd(job, asked, reply)
     return Outcome(
         job.id,
         job.fence,
@@ -122,7 +134,7 @@ def failed(
         delay=delay,
         call=None
         if asked is None or isinstance(error, OutOfReach)
-        else _broken_row(job, me, asked, started_at, duration_ms, error),
+        else broken_row(job, me, asked, started_at, duration_ms, error),
         provider=me.provider,
         node=me.node,
         duration_ms=duration_ms or None,
@@ -135,7 +147,7 @@ def given_back(job: Claimed, me: Identity, asked: Asked | None, started_at: floa
     """A job that ends here unfinished and without blame: drained, fenced or cancelled; its call, if any, was closed."""
     call = None
     if asked is not None:
-        call = _broken_row(job, me, asked, started_at, duration_ms, CallError("closed", ""))
+        call = broken_row(job, me, asked, started_at, duration_ms, CallError("closed", ""))
     return Outcome(job.id, job.fence, job.batch_id, JobState.QUEUED, call=call)
 
 
@@ -144,16 +156,16 @@ def backoff(attempts: int) -> float:
     return float(RETRY_FIRST_S * 2**attempts * random.uniform(0.75, 1.25))
 
 
-def _broken_row(
+def broken_row(
     job: Claimed, me: Identity, asked: Asked, started_at: float, duration_ms: float, error: CallError
 ) -> dict[str, Any]:
     """Of a call without an answer. What it cost nobody says: its request's price, where the server had it."""
-    row = _call_row(job, me, asked, started_at, duration_ms)
+    row = call_row(job, me, asked, started_at, duration_ms)
     cost = 0.0 if isinstance(error, UNPAID) else cost_usd(asked.provider, asked.call.model, 0, 0)
     return row | {"error_code": error.code, "cost_usd": cost}
 
 
-def _call_row(job: Claimed, me: Identity, asked: Asked, started_at: float, duration_ms: float) -> dict[str, Any]:
+def call_row(job: Claimed, me: Identity, asked: Asked, started_at: float, duration_ms: float) -> dict[str, Any]:
     """The columns of a call row; every row has all of them, so that a group is one insert."""
     return {
         "job_id": job.id,

@@ -66,7 +66,7 @@ def run(
     if wants_json:
         line["json"] = True
     if schema is not None:
-        line["schema"] = _schema(schema)
+        line["schema"] = json_file(schema)
     pool = Pool()
     with GoingOn() as going:
         batch_id = submit_line(
@@ -103,7 +103,8 @@ def read_prompt(given: str) -> str:
     return text
 
 
-def _schema(path: Path) -> Any:
+def json_file(path: Path) -> Any:
+    """A JSON document; raises InputError."""
     try:
         return orjson.loads(path.read_bytes())
     except OSError as error:

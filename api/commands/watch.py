@@ -47,12 +47,12 @@ def status(batch_id: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
-@click.option("--all", "all_", is_flag=True, help="The pool's own audits too.")
+@click.option("--all", "all_", is_flag=True, help="The pool's own too: audits, merges.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def batches(limit: int, all_: bool, as_json: bool) -> None:
     """List batches, the newest first."""
     pool = Pool()
-    rows = reading.recent_batches(pool.db, limit, audits_too=all_)
+    rows = reading.recent_batches(pool.db, limit, own_too=all_)
     waits = standing.waits_for(pool.db, [row.id for row in rows if row.state == BatchState.OPEN])
     needs = {batch_id: [needed.id for needed in found] for batch_id, found in waits.items()}
     if as_json:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.use_cases.pool import Pool
@@ -34,6 +35,8 @@ OnFault = Callable[[LineFault], None]
 OnProgress = Callable[[str, int], None]
 #: called with a batch's id before the commit that makes the promise
 OnOpening = Callable[[str], None]
+#: called with the connection of that commit, and the batch's id
+Beside = Callable[[Connection, str], None]
 #: a deadline: seconds from the submit, or a moment, which has a zone
 When = float | datetime
 
@@ -52,7 +55,9 @@ class Submitted:
 class Request:
     """What to submit. said: for lines that say nothing themselves. rejects: where bad lines go; None refuses them all.
 
-    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for.
+    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for. notify: its end is told, as the
+    configuration may say of every batch. also: what else the idempotency key is used for. beside: what the commit that
+    makes the promise writes as well, given the batch's id.
     """
 
     said: Said = NOTHING
@@ -61,7 +66,10 @@ class Request:
     priority: int = 0
     needs: Sequence[str] = ()
     deadline: When = loading.DEFAULT_DEADLINE_S
+    notify: bool = False
     rejects: Callable[[], BinaryIO] | None = None
+    also: str = ""
+    beside: Beside = field(default=lambda c, batch_id: None)
     on_fault: OnFault = field(default=lambda fault: None)
     on_progress: OnProgress = field(default=lambda what, lines: None)
     on_opening: OnOpening = field(default=lambda batch_id: None)
@@ -95,6 +103,7 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         body_hash=_asked(request, digest),
         deadline_s=seconds_to(request.deadline),
         needs=request.needs,
+        notify=request.notify or pool.registry.notify.batch_done,
     )
     if new:
         _load(pool, source, request, batch_id, digest)
@@ -153,7 +162,7 @@ def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, digest:
         if second.digest() != digest:
             raise PoolError("the file changed while it was read; nothing was submitted")
         request.on_opening(batch_id)
-        loading.open_batch(pool.db, batch_id)
+        loading.open_batch(pool.db, batch_id, lambda c: request.beside(c, batch_id))
     except BaseException:  # Ctrl-C too: half a batch never stays
         with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
             loading.drop_loading(pool.db, batch_id)
@@ -167,7 +176,9 @@ def _asked(request: Request, lines: str) -> str:
     """
     deadline = request.deadline
     when = deadline.astimezone(UTC).isoformat() if isinstance(deadline, datetime) else float(deadline)
-    said = (lines, request.priority, sorted(set(request.needs)), when)
+    said: tuple[Any, ...] = (lines, request.priority, sorted(set(request.needs)), when)
+    if request.also:
+        said = (*said, request.also)
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ def batch(db: Database, batch_id: str) -> Row[Any]:
     return row
 
 
-def recent_batches(db: Database, limit: int, *, audits_too: bool = False) -> list[Row[Any]]:
-    """The newest batches first; those of the pool's own audits only when asked for."""
-    kinds = ("jobs", "audit") if audits_too else ("jobs",)
+def recent_batches(db: Database, limit: int, *, own_too: bool = False) -> list[Row[Any]]:
+    """The newest batches first; the pool's own, audits and merges, only when asked for."""
+    kinds = ("jobs", "audit", "merge") if own_too else ("jobs",)
     query = select(batches).where(batches.c.kind.in_(kinds)).order_by(batches.c.created_at.desc()).limit(limit)
     with db.read() as c:
         return list(c.execute(query).all())
@@ -181,6 +181,26 @@ def _with_outputs(db: Database, batch_id: str, page: Sequence[Row[Any]]) -> Iter
     for row in page:
         retry = None if row.batch_id == batch_id else row.batch_id
         yield result_line(row, found.pop(row.id, None), audited.get(row.id), retry)
+
+
+def ended(
+    db: Database, batch_id: str, states: Collection[str], after: int = 0
+) -> Iterator[tuple[Row[Any], bytes | None]]:
+    """The batch's own jobs in these states behind a line, in input order, each with its output where it has one."""
+    while True:
+        with db.read() as c:
+            query = select(jobs).where(jobs.c.batch_id == batch_id, jobs.c.line > after, jobs.c.state.in_(states))
+            page = c.execute(query.order_by(jobs.c.line).limit(PAGE)).all()
+        for start in range(0, len(page), OUTPUTS):
+            some = page[start : start + OUTPUTS]
+            with db.read() as c:
+                query = select(outputs).where(outputs.c.job_id.in_([row.id for row in some]))
+                found = {row.job_id: row.output for row in c.execute(query)}
+            for row in some:
+                yield row, found.pop(row.id, None)
+        if len(page) < PAGE:
+            return
+        after = page[-1].line
 
 
 def one_job(db: Database, batch_id: str) -> Row[Any]:

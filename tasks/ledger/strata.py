@@ -49,6 +49,12 @@ def add_samples(c: Connection, batch_id: str, added: Sequence[tuple[int, NewJob]
         c.execute(insert(samples), rows)
 
 
+def add_drawn(c: Connection, job_id: int, job: NewJob, draw: float) -> None:
+    """Note a job that is done already and was drawn by its caller."""
+    stratum = _stratum_id(_key(job), _strata(c, {_key(job)}))
+    c.execute(insert(samples), [{"job_id": job_id, "stratum": stratum, "draw": draw, "rate": job.audit}])
+
+
 def drop_samples(c: Connection, job_ids: Sequence[int]) -> None:
     """Forget jobs whose load was given up; the first of a stratum are to be found anew."""
     mine = samples.c.job_id.in_(job_ids)

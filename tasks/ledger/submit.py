@@ -54,23 +54,26 @@ def begin(
     kind: str = "jobs",
     needs: Sequence[str] = (),
     retry_of: str | None = None,
+    notify: bool = False,
+    batch_id: str | None = None,
 ) -> tuple[str, bool]:
     """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
 
-    deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` for the pool's own. needs: batches
-    whose end its jobs wait for. retry_of: the batch whose lines these are again. body_hash: of all that the key is used
-    for. Raises Conflict when it was used for something else, NotFound for a needed batch that is not there, UsageError
+    deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` or `merge` for the pool's own. needs:
+    batches whose end its jobs wait for. retry_of: the batch whose lines these are again. notify: whether its end is
+    told. body_hash: of all that the key is used for. batch_id: what it will be called; the key is then its alone.
+    Raises Conflict when the key was used for something else, NotFound for a needed batch that is not there, UsageError
     for one that was cancelled, BeingRetried while another retry of the same lines is loading. A load that its process
     gave up is replaced.
     """
     while True:
-        batch_id = new_batch_id()
+        id_ = batch_id or new_batch_id()
         try:
             row = {"name": name, "priority": priority, "kind": kind, "idempotency_key": key, "body_hash": body_hash}
-            row |= {"id": batch_id, "retry_of": retry_of}
+            row |= {"id": id_, "retry_of": retry_of, "notify": notify}
             write = functools.partial(_insert_batch, db, deadline_s, row, sorted(set(needs)))
-            _surely(db, write, exists().where(batches.c.id == batch_id))
-            return batch_id, True
+            _surely(db, write, exists().where(batches.c.id == id_))
+            return id_, True
         except IntegrityError:
             if key is None:  # then it was no key that was there
                 raise
@@ -242,13 +245,17 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
     }
 
 
-def open_batch(db: Database, batch_id: str) -> None:
-    """The promise: from this commit on, every job of the batch reaches one terminal state."""
-    _surely(db, lambda: _open(db, batch_id), exists().where(batches.c.id == batch_id, batches.c.opened_at.is_not(None)))
+def open_batch(db: Database, batch_id: str, beside: Callable[[Connection], None] = lambda c: None) -> None:
+    """The promise: from this commit on, every job of the batch reaches one terminal state.
+
+    beside: what else the commit writes; what it raises leaves the batch unopened.
+    """
+    opened = exists().where(batches.c.id == batch_id, batches.c.opened_at.is_not(None))
+    _surely(db, lambda: _open(db, batch_id, beside), opened)
 
 
 @retried
-def _open(db: Database, batch_id: str) -> None:
+def _open(db: Database, batch_id: str, beside: Callable[[Connection], None]) -> None:
     with db.write() as c:
         now = db.now(c)
         opened = c.execute(
@@ -260,6 +267,7 @@ def _open(db: Database, batch_id: str) -> None:
             raise PoolError(GIVEN_UP)
         note_unsent(c, now, jobs.c.batch_id == batch_id, jobs.c.state == JobState.REFUSED)
         close_batches(c, [batch_id], now)
+        beside(c)
 
 
 def drop_loading(db: Database, batch_id: str) -> None:

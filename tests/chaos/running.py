@@ -257,8 +257,9 @@ def _again(order: Order, tally: Tally, n: int) -> None:
     for ledger in order.ledgers:
         late = () if tally.broke else tally.late(ledger)
         if late:
-            tally.strike_again(ledger, late)
-            alone = replace(order, faults=late, ledgers=(ledger,), pools=1, seed=order.seed + AGAIN_SEED * n, jobs=0)
+            runs = tally.strike_again(ledger, late)
+            seed = order.seed + AGAIN_SEED * n
+            alone = replace(order, faults=late, ledgers=(ledger,), pools=1, seed=seed, runs=runs, jobs=0, minutes=None)
             Pools(alone, Plan(alone), tally).run()
 
 

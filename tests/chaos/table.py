@@ -21,7 +21,7 @@ class Row:
     """One fault on one ledger."""
 
     def __init__(self) -> None:
-        self.started = self.counted = self.jobs = self.wasted = 0
+        self.started = self.counted = self.jobs = self.wasted = self.late = 0
         self.recovery: list[float] = []
         self.within = 0.0
         self.uncounted = 0
@@ -62,6 +62,7 @@ class Tally:
         row.uncounted += report["uncounted"]
         if report["counted"]:
             row.recovery.append(report["recovery"])
+        row.late += bool(report["wrong"])
         for wrong in report["wrong"]:
             self._wrong(row, wrong, f"seed {report['seed']}")
         recovery = "-" if report["recovery"] is None else f"{report['recovery']:.2f} s"
@@ -83,7 +84,7 @@ class Tally:
             return "RED: " + ", ".join(f"{kind} {n}" for kind, n in sorted(row.kinds.items()))
         if number and row.counted < self.runs:
             return f"RED: {row.counted} of {self.runs} runs"
-        return f"green when struck again alone; before {row.before}" if row.before else "green"
+        return f"green; struck again alone for {row.before}" if row.before else "green"
 
     def late(self, ledger: str) -> tuple[int, ...]:
         """The faults that are red for nothing but time, or for runs that hit nothing."""
@@ -94,13 +95,16 @@ class Tally:
         """Whether a row is red."""
         return self.verdict(ledger, number).startswith("RED")
 
-    def strike_again(self, ledger: str, numbers: Sequence[int]) -> None:
-        """These rows begin anew; their jobs, and what was lost or twice, stay."""
+    def strike_again(self, ledger: str, numbers: Sequence[int]) -> int:
+        """Forgive these rows the times they missed, as they are struck again; the runs that make up for them."""
+        runs = 0
         for number in numbers:
-            old, new = self.rows[ledger, number], Row()
-            new.before, new.jobs = self.verdict(ledger, number).removeprefix("RED: "), old.jobs
-            new.told = [f"struck again after {told}" for told in old.told]
-            self.rows[ledger, number] = new
+            row = self.rows[ledger, number]
+            runs = max(runs, row.late, self.runs - row.counted)
+            row.before, row.late = self.verdict(ledger, number).removeprefix("RED: "), 0
+            row.kinds.clear()
+            row.told = [f"struck again after {told}" for told in row.told]
+        return runs
 
     @property
     def is_red(self) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from tasks.errors import Busy, CallError, Misconfigured, Offline, OutOfReach, Permanent, Transient
 from tasks.privacy import Clearance, Reach, Tier
-from workers.backends import Backend, Call, Health, Reply, Timeouts, connect
+from workers.backends import Backend, Call, Delta, Health, Reply, Timeouts, connect
 from workers.backends.border import Border
 from workers.simulator import RunningSimulator, SimulatorConfig, start
 
@@ -255,16 +255,32 @@ def test_nobody_listens() -> None:
         asyncio.run(run())
 
 
+def test_a_tool_is_called_and_its_result_read() -> None:
+    """Tools, calls and results are sent in Anthropic's shape and come back in OpenAI's."""
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    asked: list[dict[str, Any]] = [{"role": "user", "content": "Is it raining in Rome?"}]
+    pieces: list[Delta] = []
+    call = Call("chat", "claude-sim", messages=asked, tools=tools, on_delta=pieces.append, clearance=LEAVES)
+    reply = answer(call)
+    (called,) = reply.tool_calls
+    assert (reply.finish_reason, called["function"]["name"]) == ("tool_calls", "weather")
+    told = "".join(part["function"]["arguments"] for one in pieces for part in one.tool_calls)
+    assert json.loads(told) == json.loads(called["function"]["arguments"])
+    result = {"role": "tool", "tool_call_id": called["id"], "content": "It is."}
+    messages = [*asked, {"role": "assistant", "content": None, "tool_calls": [called]}, result]
+    assert answer(Call("chat", "claude-sim", messages=messages, tools=tools, clearance=LEAVES)).text
+
+
 @pytest.mark.parametrize(
     "messages",
     [
-        [{"role": "tool", "content": "x", "tool_call_id": "1"}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://elsewhere/x.png"}}]}],
         [{"role": "assistant", "content": None, "tool_calls": [{}]}],
     ],
 )
 def test_what_the_protocol_cannot_say_fails_that_job(messages: list[dict[str, Any]]) -> None:
-    """Tool calls and images given as addresses are a permanent error, before anything is sent."""
+    """Broken tool calls and images given as addresses are a permanent error, before anything is sent."""
     with pytest.raises(Permanent):
         answer(Call("chat", "claude-sim", messages=messages, clearance=LEAVES))
     with pytest.raises(Permanent):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import Busy, CallError, Misconfigured, Offline, Permanent, Transient
-from workers.backends import Backend, Call, Health, Reply, Timeouts, base, connect
+from workers.backends import Backend, Call, Delta, Health, Reply, Timeouts, base, connect
 from workers.simulator import RunningSimulator
 
 Opened = Callable[..., AbstractAsyncContextManager[tuple[RunningSimulator, Backend]]]
@@ -46,6 +46,47 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+def test_a_tool_is_called_and_its_result_read(opened: Opened) -> None:
+    """A model with tools calls one, in OpenAI's shape whatever the server's; with its result it answers."""
+    asked = chat("Is it raining in Rome?", tools=TOOLS)
+    reply = answer(opened, asked)
+    (called,) = reply.tool_calls
+    assert (called["type"], called["function"]["name"]) == ("function", "weather")
+    assert called["id"]
+    assert set(json.loads(called["function"]["arguments"])) == {"city"}
+    result = {"role": "tool", "tool_call_id": called["id"], "content": "It is."}
+    messages = [*asked.messages, {"role": "assistant", "content": None, "tool_calls": [called]}, result]
+    final = answer(opened, Call("chat", MODEL, messages=messages, tools=TOOLS))
+    assert final.text
+    assert not final.tool_calls
+
+
+def test_an_answer_is_told_piece_by_piece(opened: Opened) -> None:
+    """What `on_delta` is given adds up to the reply: text, thoughts, and calls of tools with their index."""
+    pieces: list[Delta] = []
+    reply = answer(opened, chat("Hello there.", model=THINKER, think=True, on_delta=pieces.append))
+    assert "".join(one.text for one in pieces) == reply.text
+    assert "".join(one.reasoning for one in pieces) == reply.reasoning != ""
+    pieces.clear()
+    reply = answer(opened, chat("Is it raining?", tools=TOOLS, on_delta=pieces.append))
+    parts = [part for one in pieces for part in one.tool_calls]
+    assert {part["index"] for part in parts} == {0}
+    arguments = "".join(part["function"].get("arguments", "") for part in parts)
+    assert arguments == reply.tool_calls[0]["function"]["arguments"]
 
 
 def test_a_chat_is_answered(opened: Opened) -> None:

@@ -29,6 +29,7 @@ from api.embedded.leash import die_with_parent
 #: what roles import when they run
 NEEDED = (
     "api.commands.roles",
+    "api.http.serving",
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.concurrency.thread",

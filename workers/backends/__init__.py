@@ -28,7 +28,7 @@ A new protocol is one file here and one line in `connect`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -53,12 +53,22 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer, as it comes. tool_calls: in the shape of OpenAI's streams, each with its index."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """What one request asks of a model.
 
     `messages` for kind chat (OpenAI's shape: role, content), `prompt` for complete, `inputs` for embed.
     `options` are the class's pinned runner options, always sent; `extras` are the caller's own generation
-    parameters by OpenAI's names (top_p, seed, stop, …).
+    parameters by OpenAI's names (top_p, seed, stop, …). `tools` and `tool_choice` are in OpenAI's shape.
+    `on_delta` is given every piece of the answer, on the event loop, before the reply is whole.
     """
 
     kind: Literal["chat", "complete", "embed"]
@@ -73,6 +83,9 @@ class Call:
     temperature: float | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: Any = None
+    on_delta: Callable[[Delta], None] | None = None
     timeouts: Timeouts = Timeouts()
     clearance: Clearance = NOT_CLEARED  #: how far it may go: the strictest unless somebody says more
 
@@ -82,13 +95,15 @@ class Reply:
     """What a model server answered, before the answer is checked.
 
     Times are milliseconds; `tokens_out` includes the thinking tokens, `tokens_thinking` is None where the
-    server does not count them apart. `vectors` holds the embeddings of an embed call.
+    server does not count them apart. `vectors` holds the embeddings of an embed call, `tool_calls` what the model wants
+    called, in OpenAI's shape.
     """
 
     model: str
     text: str = ""
     reasoning: str = ""
     vectors: list[list[float]] = field(default_factory=list)
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str = "stop"
     tokens_in: int = 0
     tokens_out: int = 0

@@ -6,6 +6,7 @@ What a call carries becomes, by name:
     schema          output_config.format json_schema
     json            nothing: the instructions in its system text ask for it
     think           thinking adaptive, where it is true
+    tools           tools, their choice as any, none or tool
     max_tokens      as it is, or MAX_TOKENS: the protocol wants a number
     extras          `stop` as stop_sequences; the API rejects temperature, top_p and top_k, so they are left out
     options         nothing
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import time
@@ -29,10 +31,10 @@ import httpx2
 
 from tasks.errors import CallError, ConfigError, Misconfigured, Offline, Permanent, Transient
 from tasks.privacy import Reach
-from workers.backends import Call, Health, Probe, Reply
+from workers.backends import Call, Delta, Health, Probe, Reply
 from workers.backends.border import Border
 from workers.backends.refusals import midstream, refusal
-from workers.backends.streams import incomplete, malformed
+from workers.backends.streams import ToolCalls, incomplete, malformed
 
 #: tokens of an answer where nobody says how many
 MAX_TOKENS = 8_192
@@ -40,8 +42,8 @@ MAX_TOKENS = 8_192
 MAX_ANSWER_CHARS = 16 * 1024 * 1024
 #: seconds for the question of a probe
 PROBE_TIMEOUT = 10.0
-#: stop reasons that mean: cut off
-_CUT = frozenset({"max_tokens", "model_context_window_exceeded"})
+#: stop reasons that are no plain end, in OpenAI's words
+_FINISH = {"max_tokens": "length", "model_context_window_exceeded": "length", "tool_use": "tool_calls"}
 
 
 class Anthropic:
@@ -160,6 +162,7 @@ class _Answer:
         self._began = time.monotonic()
         self._first = 0.0
         self._model = call.model
+        self._tool_calls = ToolCalls()
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._stop: str | None = None
@@ -197,14 +200,29 @@ class _Answer:
                 self._check_size(event)
                 if event.delta.type == "text_delta":
                     self._text.append(event.delta.text)
+                    self._tell(Delta(event.delta.text))
                 elif event.delta.type == "thinking_delta":
                     self._reasoning.append(event.delta.thinking)
+                    self._tell(Delta(reasoning=event.delta.thinking))
+                elif event.delta.type == "input_json_delta":
+                    part = {"index": event.index, "function": {"arguments": event.delta.partial_json}}
+                    self._tell(Delta(tool_calls=self._tool_calls.take([part])))
+            case "content_block_start" if event.content_block.type == "tool_use":
+                self._first = self._first or time.monotonic()
+                block = event.content_block
+                head = {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": ""}}
+                self._tell(Delta(tool_calls=self._tool_calls.take([{"index": event.index, **head}])))
             case "message_delta":
                 self._stop = event.delta.stop_reason
                 self._out = event.usage.output_tokens
 
+    def _tell(self, delta: Delta) -> None:
+        if self._call.on_delta is not None:
+            self._call.on_delta(delta)
+
     def _check_size(self, event: Any) -> None:
-        self._size += len(getattr(event.delta, "text", "") or getattr(event.delta, "thinking", ""))
+        given = (getattr(event.delta, name, "") or "" for name in ("text", "thinking", "partial_json"))
+        self._size += sum(map(len, given))
         if self._size > MAX_ANSWER_CHARS:
             large = f"{self._name}: the answer is over {MAX_ANSWER_CHARS >> 20} million characters"
             raise Permanent("output_too_large", large)
@@ -216,7 +234,8 @@ class _Answer:
             self._model,
             "".join(self._text),
             "".join(self._reasoning),
-            finish_reason="length" if self._stop in _CUT else "stop",
+            tool_calls=self._tool_calls.whole(),
+            finish_reason=_FINISH.get(self._stop or "", "stop"),
             tokens_in=self._in,
             tokens_out=self._out,
             first_token_ms=((self._first or now) - self._began) * 1000,
@@ -241,19 +260,58 @@ def message_body(call: Call, name: str) -> dict[str, Any]:
         body["output_config"] = {"format": {"type": "json_schema", "schema": call.schema}}
     if call.think:
         body["thinking"] = {"type": "adaptive"}
+    if call.tools:
+        body |= _tools(call, name)
     if stop := call.extras.get("stop"):
         body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
     return body
 
 
+def _tools(call: Call, name: str) -> dict[str, Any]:
+    """OpenAI's functions as Anthropic's tools, and which of them must be used."""
+    try:
+        functions = [tool["function"] for tool in call.tools]
+        tools = [
+            {
+                "name": one["name"],
+                "description": one.get("description") or "",
+                "input_schema": one.get("parameters") or {"type": "object"},
+            }
+            for one in functions
+        ]
+    except (KeyError, TypeError):
+        raise Permanent("bad_request", f"{name}: a tool is no function with a name") from None
+    match call.tool_choice:
+        case "required":
+            return {"tools": tools, "tool_choice": {"type": "any"}}
+        case "none":
+            return {"tools": tools, "tool_choice": {"type": "none"}}
+        case {"function": {"name": str(wanted)}}:
+            return {"tools": tools, "tool_choice": {"type": "tool", "name": wanted}}
+    return {"tools": tools}
+
+
 def _message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A message of OpenAI's shape in Anthropic's."""
     role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant") or message.get("tool_calls"):
-        raise Permanent("bad_request", f"{name}: a conversation with tool calls cannot be sent on")
+    if role == "tool":
+        result = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": _text(content)}
+        return {"role": "user", "content": [result]}
+    if made := message.get("tool_calls"):
+        text = [{"type": "text", "text": _text(content)}] if content else []
+        return {"role": "assistant", "content": [*text, *(_tool_use(one, name) for one in made)]}
     if not isinstance(content, list):
         return {"role": role, "content": content or ""}
     return {"role": role, "content": [_part(part, name) for part in content]}
+
+
+def _tool_use(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    try:
+        function = call["function"]
+        given = json.loads(function.get("arguments") or "{}")
+        return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": given}
+    except (KeyError, TypeError, ValueError):
+        raise Permanent("bad_request", f"{name}: a tool call of the conversation is no function's") from None
 
 
 def _part(part: Mapping[str, Any], name: str) -> dict[str, Any]:

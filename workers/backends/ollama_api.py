@@ -16,14 +16,16 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import orjson
+
 from tasks.errors import Permanent
 from tasks.privacy import Reach
-from workers.backends import Call, Probe, Reply, recognise
+from workers.backends import Call, Delta, Probe, Reply, recognise
 from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border
 from workers.backends.locality import Locality
 from workers.backends.refusals import midstream
-from workers.backends.streams import JsonLines, WholeBody, incomplete, malformed, vectors
+from workers.backends.streams import JsonLines, ToolCalls, WholeBody, incomplete, malformed, vectors
 from workers.backends.unloading import unload
 
 #: OpenAI's name of a generation parameter → Ollama's option; what is not here Ollama does not have
@@ -59,7 +61,7 @@ class Ollama:
             await self._locality.check(call.model, call.timeouts.connect)
         if call.kind == "embed":
             return await self._embed(call)
-        answer = _Answer(self._name, call.model)
+        answer = _Answer(self._name, call)
         chat = call.kind == "chat"
         path, body = ("/api/chat", chat_body(call)) if chat else ("/api/generate", text_body(call))
         times = await self._http.post(path, body, answer, call.timeouts, call.clearance)
@@ -102,11 +104,13 @@ class Ollama:
 class _Answer:
     """Reads the NDJSON of one chat or completion."""
 
-    def __init__(self, name: str, model: str) -> None:
+    def __init__(self, name: str, call: Call) -> None:
         self.started = False
         self.complete = False
         self._name = name
-        self._model = model
+        self._model = call.model
+        self._on_delta = call.on_delta
+        self._tool_calls = ToolCalls()
         self._served: Any = None  #: what the server says it was
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -125,22 +129,34 @@ class _Answer:
         if "error" in part:
             raise midstream(self._name, part["error"])
         message = part.get("message")
+        tool_calls: tuple[dict[str, Any], ...] = ()
         if message is None:
             text, thought = part.get("response"), part.get("thinking")
         elif isinstance(message, dict):
             text, thought = message.get("content"), message.get("thinking")
+            if message.get("tool_calls"):
+                tool_calls = self._called(message["tool_calls"])
         else:
             raise malformed(self._name)
         if text:
             self._text.append(text)
-            self.started = True
         if thought:
             self._reasoning.append(thought)
+        if text or thought or tool_calls:
             self.started = True
+            if self._on_delta is not None:
+                self._on_delta(Delta(text or "", thought or "", tool_calls))
         if part.get("done"):
             self.last = part
             self._served = part.get("model")
             self.complete = True
+
+    def _called(self, made: Any) -> tuple[dict[str, Any], ...]:
+        """Ollama's calls in OpenAI's shape: arguments as text, and ids, which it does not give."""
+        try:
+            return self._tool_calls.take([_tool_call(one["function"], self._tool_calls.next_id()) for one in made])
+        except (KeyError, TypeError, AttributeError):
+            raise malformed(self._name) from None
 
     def reply(self, times: Times) -> Reply:
         """What was answered."""
@@ -152,6 +168,7 @@ class _Answer:
             self._served if isinstance(self._served, str) and self._served else self._model,
             text,
             reasoning,
+            tool_calls=self._tool_calls.whole(),
             finish_reason=str(self.last.get("done_reason") or "stop"),
             **_measures(self.last, times),
         )
@@ -159,7 +176,8 @@ class _Answer:
 
 def chat_body(call: Call) -> dict[str, Any]:
     """The body of POST /api/chat."""
-    return {"messages": [_message(message) for message in call.messages], **_common(call)}
+    body = {"messages": [_message(message) for message in call.messages], **_common(call)}
+    return {**body, "tools": list(call.tools)} if call.tools and call.tool_choice != "none" else body
 
 
 def text_body(call: Call) -> dict[str, Any]:
@@ -202,12 +220,28 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message of OpenAI's shape in Ollama's: one text, and the images apart."""
     role = "system" if message.get("role") == "developer" else message.get("role", "user")
     content = message.get("content")
+    if made := message.get("tool_calls"):
+        return {"role": role, "content": content or "", "tool_calls": [_made_call(one) for one in made]}
     if not isinstance(content, list):
         return {"role": role, "content": content or ""}
     texts = [part["text"] for part in content if part.get("type") == "text"]
     images = [_image(part) for part in content if part.get("type") != "text"]
     translated = {"role": role, "content": "\n".join(texts)}
     return {**translated, "images": images} if images else translated
+
+
+def _made_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call that the model made before, with its arguments as an object."""
+    try:
+        function = call["function"]
+        return {"function": {"name": function["name"], "arguments": orjson.loads(function.get("arguments") or "{}")}}
+    except (KeyError, TypeError, orjson.JSONDecodeError):
+        raise Permanent("bad_request", "a tool call of the conversation has no name, or no JSON arguments") from None
+
+
+def _tool_call(function: Mapping[str, Any], call_id: str) -> dict[str, Any]:
+    arguments = orjson.dumps(function.get("arguments") or {}).decode()
+    return {"id": call_id, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _image(part: Mapping[str, Any]) -> str:

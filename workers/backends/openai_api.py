@@ -17,13 +17,13 @@ from typing import Any
 
 from tasks.errors import Offline
 from tasks.privacy import Reach, is_cloud_name
-from workers.backends import Call, Health, Probe, Reply
+from workers.backends import Call, Delta, Health, Probe, Reply
 from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border
 from workers.backends.locality import Locality
 from workers.backends.recognise import recognise
 from workers.backends.refusals import midstream
-from workers.backends.streams import ServerSentEvents, WholeBody, incomplete, malformed, parse, vectors
+from workers.backends.streams import ServerSentEvents, ToolCalls, WholeBody, incomplete, malformed, parse, vectors
 from workers.backends.unloading import unload
 
 #: names of a class's options that OpenAI-compatible servers know as well
@@ -56,7 +56,7 @@ class OpenAI:
             await self._locality.check(call.model, call.timeouts.connect)
         if call.kind == "embed":
             return await self._embed(call)
-        answer = _Answer(self._name, call.model)
+        answer = _Answer(self._name, call)
         path = self._prefix + ("/chat/completions" if call.kind == "chat" else "/completions")
         return answer.reply(await self._http.post(path, text_body(call), answer, call.timeouts, call.clearance))
 
@@ -109,11 +109,13 @@ class OpenAI:
 class _Answer:
     """Reads the events of one chat or completion; complete with [DONE], or with a finish_reason."""
 
-    def __init__(self, name: str, model: str) -> None:
+    def __init__(self, name: str, call: Call) -> None:
         self.started = False
         self.complete = False
         self._name = name
-        self._model = model
+        self._model = call.model
+        self._on_delta = call.on_delta
+        self._tool_calls = ToolCalls()
         self._served: Any = None  #: what the server says it was
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -150,12 +152,17 @@ class _Answer:
         self._chosen = True
         # `message` comes from a server that does not stream, `text` from /completions
         part = choice.get("delta") or choice.get("message") or {}
-        if text := part.get("content") or choice.get("text"):
+        text = part.get("content") or choice.get("text") or ""
+        thought = part.get("reasoning_content") or part.get("reasoning") or ""
+        tool_calls = self._tool_calls.take(part["tool_calls"]) if part.get("tool_calls") else ()
+        if text:
             self._text.append(text)
-            self.started = True
-        if thought := part.get("reasoning_content") or part.get("reasoning"):
+        if thought:
             self._reasoning.append(thought)
+        if text or thought or tool_calls:
             self.started = True
+            if self._on_delta is not None:
+                self._on_delta(Delta(text, thought, tool_calls))
         if finish := choice.get("finish_reason"):
             self._finish = finish
             self.complete = True
@@ -168,6 +175,7 @@ class _Answer:
                 self._served if isinstance(self._served, str) else self._model,
                 "".join(self._text),
                 "".join(self._reasoning),
+                tool_calls=self._tool_calls.whole(),
                 finish_reason=self._finish,
                 tokens_in=usage.get("prompt_tokens") or 0,
                 tokens_out=usage.get("completion_tokens") or 0,
@@ -186,6 +194,10 @@ def text_body(call: Call) -> dict[str, Any]:
     body |= {"model": call.model, "stream": True, "stream_options": {"include_usage": True}}
     if call.kind == "chat":
         body["messages"] = call.messages
+        if call.tools:
+            body["tools"] = list(call.tools)
+            if call.tool_choice is not None:
+                body["tool_choice"] = call.tool_choice
         if call.think is not None:
             kwargs = body.get("chat_template_kwargs") or {}
             body["chat_template_kwargs"] = {**kwargs, "enable_thinking": call.think}

@@ -6,6 +6,7 @@ so they use bytes methods and one orjson.loads per event.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -46,6 +47,38 @@ def malformed(name: str) -> Transient:
 def incomplete(name: str) -> Transient:
     """The body is over and the answer is not."""
     return Transient("incomplete", f"{name}: the reply ended before the answer was complete")
+
+
+class ToolCalls:
+    """Puts the calls of a stream together, piece by piece, in OpenAI's shape."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._place: dict[int, int] = {}  #: the server's number of a call -> ours, from 0
+
+    def take(self, parts: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+        """Take the pieces of one event and return them, each with its index; raises TypeError for nonsense."""
+        taken = []
+        for part in parts:
+            number = part.get("index")
+            number = number if isinstance(number, int) else len(self._place)  # whole calls, not numbered
+            index = self._place.setdefault(number, len(self._place))
+            function = part.get("function") or {}
+            new = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            kept = self._calls.setdefault(index, new)
+            kept["id"] = part.get("id") or kept["id"]
+            kept["function"]["name"] += function.get("name") or ""
+            kept["function"]["arguments"] += function.get("arguments") or ""
+            taken.append({**part, "index": index})
+        return tuple(taken)
+
+    def next_id(self) -> str:
+        """For a call of a server that gives none."""
+        return f"call_{secrets.token_hex(12)}"
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The calls, in order."""
+        return [self._calls[index] for index in sorted(self._calls)]
 
 
 class Lines:

@@ -12,7 +12,7 @@ from hashlib import sha256
 import orjson
 
 from tasks.labels import offered_labels
-from workers.simulator.asks import Ask, Reply, context_tokens, tokens
+from workers.simulator.asks import Ask, Reply, Tool, context_tokens, tokens
 from workers.simulator.faults import NOTHING, Meeting
 from workers.simulator.json_from_schema import instance
 from workers.simulator.spoiled import spoil_answer, thoughts
@@ -103,6 +103,8 @@ def compose(ask: Ask, meeting: Meeting = NOTHING, paced: bool = False) -> Reply:
         return Reply(finish=ask.only)
     if ask.inputs:
         return _embedding(ask, meeting)
+    if ask.tool is not None and meeting.fault is None:
+        return _called(ask, ask.tool)
     reply = Reply(text=answer(ask), tokens_in=min(tokens(ask.system + ask.prompt), ask.context or 1 << 60))
     if ask.think:
         reply.reasoning = thoughts(ask)
@@ -112,6 +114,14 @@ def compose(ask: Ask, meeting: Meeting = NOTHING, paced: bool = False) -> Reply:
         spoil_answer(ask, reply, meeting.fault)
     _limit(ask, reply, huge=meeting.name == "huge")
     reply.piece = 4 if paced else 32
+    return reply
+
+
+def _called(ask: Ask, tool: Tool) -> Reply:
+    """A model that has tools and no result yet calls the first."""
+    arguments = instance(tool.parameters, fingerprint(ask.model, ask.prompt))
+    reply = Reply(call=(tool.name, arguments if isinstance(arguments, dict) else {}), tokens_in=tokens(ask.prompt))
+    reply.tokens_out = tokens(orjson.dumps(reply.call).decode())
     return reply
 
 

@@ -21,6 +21,7 @@ from workers.simulator.asks import (
     Reply,
     context_tokens,
     find_model,
+    offered,
     pieces,
     plain,
     split_system,
@@ -70,6 +71,7 @@ class AnthropicMessages:
         system, prompt = split_system(body["messages"])
         thinking = body.get("thinking")
         return Ask(
+            tool=offered(body.get("tools"), body["messages"]),
             model=name, asked=asked, spec=spec, prompt=prompt, context=spec.context, shape=_shape(body),
             system=f"{plain(body.get('system'))}\n{system}".strip(),
             think=isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive"),
@@ -78,11 +80,14 @@ class AnthropicMessages:
         )  # fmt: skip
 
     def whole(self, ask: Ask, reply: Reply) -> bytes:
-        content: list[dict[str, str]] = []
+        content: list[dict[str, Any]] = []
         if reply.reasoning:
             content.append({"type": "thinking", "thinking": reply.reasoning, "signature": "simulated"})
         if reply.text:
             content.append({"type": "text", "text": reply.text})
+        if reply.call:
+            name, arguments = reply.call
+            content.append({"type": "tool_use", "id": f"toolu_sim{reply.number}", "name": name, "input": arguments})
         usage = {"input_tokens": reply.tokens_in, "output_tokens": reply.tokens_out}
         return orjson.dumps({**_head(ask, reply), "content": content, **_stop(reply), "usage": usage})
 
@@ -136,17 +141,22 @@ def _head(ask: Ask, reply: Reply) -> dict[str, Any]:
 
 
 def _stop(reply: Reply) -> dict[str, Any]:
-    return {"stop_reason": _STOPS.get(reply.finish, "end_turn"), "stop_sequence": None}
+    reason = "tool_use" if reply.call else _STOPS.get(reply.finish, "end_turn")
+    return {"stop_reason": reason, "stop_sequence": None}
 
 
-def _blocks(reply: Reply) -> list[tuple[dict[str, str], str, str, str]]:
+def _blocks(reply: Reply) -> list[tuple[dict[str, Any], str, str, str]]:
     """(opening block, kind of its deltas, their field, text) of each content block."""
-    blocks = []
+    blocks: list[tuple[dict[str, Any], str, str, str]] = []
     if reply.reasoning:
         opening = {"type": "thinking", "thinking": "", "signature": ""}
         blocks.append((opening, "thinking_delta", "thinking", reply.reasoning))
     if reply.text:
         blocks.append(({"type": "text", "text": ""}, "text_delta", "text", reply.text))
+    if reply.call:
+        name, arguments = reply.call
+        called: dict[str, Any] = {"type": "tool_use", "id": f"toolu_sim{reply.number}", "name": name, "input": {}}
+        blocks.append((called, "input_json_delta", "partial_json", orjson.dumps(arguments).decode()))
     return blocks
 
 

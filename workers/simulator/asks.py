@@ -10,6 +10,14 @@ from workers.simulator.config import ModelSpec, SimulatorConfig
 Body = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the request offers. parameters: its JSON Schema."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Ask:
     """One request, whatever protocol it came by.
@@ -27,6 +35,7 @@ class Ask:
     prompt: str
     system: str = ""
     inputs: list[str] = field(default_factory=list)
+    tool: Tool | None = None  #: the one to call
     shape: Literal["json"] | dict[str, Any] | None = None
     think: bool = False
     swallowed: bool = False
@@ -51,6 +60,7 @@ class Reply:
 
     text: str = ""
     reasoning: str = ""
+    call: tuple[str, dict[str, Any]] | None = None  #: a tool's name, and with what it is called
     vectors: list[list[float | None]] = field(default_factory=list)
     finish: Literal["stop", "length", "stop_sequence", "load", "unload"] = "stop"
     tokens_in: int = 0
@@ -131,6 +141,20 @@ def split_system(messages: object) -> tuple[str, str]:
     system = [plain(m.get("content")) for m in messages if m.get("role") in ("system", "developer")]
     rest = [plain(m.get("content")) for m in messages if m.get("role") not in ("system", "developer")]
     return "\n".join(system), "\n".join(rest)
+
+
+def offered(tools: object, messages: object) -> Tool | None:
+    """The first tool of a request, in OpenAI's shape or Anthropic's; None without one, or when its result is there."""
+    last = messages[-1] if isinstance(messages, list) and messages else {}
+    content = last.get("content") if isinstance(last, dict) else None
+    answered = isinstance(content, list) and any(p.get("type") == "tool_result" for p in content if isinstance(p, dict))
+    if not isinstance(tools, list) or not tools or not isinstance(last, dict) or last.get("role") == "tool" or answered:
+        return None
+    tool = tools[0].get("function", tools[0]) if isinstance(tools[0], dict) else {}
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        raise Refusal(400, "a tool has no name", "invalid")
+    schema = tool.get("parameters") or tool.get("input_schema")
+    return Tool(tool["name"], schema if isinstance(schema, dict) else {"type": "object"})
 
 
 def stop_texts(value: object) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from workers.simulator.asks import (
     Refusal,
     Reply,
     find_model,
+    offered,
     pieces,
     split_system,
     stop_texts,
@@ -84,14 +85,18 @@ class OllamaChat(_Ollama):
     def read(self, body: Body, config: SimulatorConfig) -> Ask:
         messages = body.get("messages") or []
         ask = self._ask(body, config, *split_system(messages))
+        ask.tool = offered(body.get("tools"), messages)
         if not messages:
             ask.only = "unload" if ask.keep_alive == 0 else "load"
         return ask
 
     def whole(self, ask: Ask, reply: Reply) -> bytes:
-        message = {"role": "assistant", "content": reply.text}
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text}
         if reply.reasoning:
             message["thinking"] = reply.reasoning
+        if reply.call:
+            name, arguments = reply.call
+            message["tool_calls"] = [{"function": {"name": name, "arguments": arguments}}]
         return orjson.dumps({"model": ask.asked, "created_at": _now(), "message": message, **_last(reply)})
 
     def frames(self, ask: Ask, reply: Reply) -> list[bytes]:

@@ -25,6 +25,7 @@ from workers.simulator.asks import (
     Reply,
     context_tokens,
     find_model,
+    offered,
     pieces,
     plain,
     split_system,
@@ -85,14 +86,17 @@ class OpenAIChat(_OpenAI):
         if not body.get("messages"):
             raise Refusal(400, "messages is required", "invalid")
         ask = self._ask(body, config, *split_system(body["messages"]))
+        ask.tool = None if body.get("tool_choice") == "none" else offered(body.get("tools"), body["messages"])
         ask.thoughts_in = config.reasoning_field
         ask.think = ask.spec.thinking and not _thinking_off(body)
         return checked(ask)
 
     def whole(self, ask: Ask, reply: Reply) -> bytes:
-        message = {"role": "assistant", "content": reply.text}
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text}
         if reply.reasoning:
             message[ask.thoughts_in] = reply.reasoning
+        if reply.call:
+            message |= {"content": None, "tool_calls": [_tool_call(reply)]}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(reply)}
         return orjson.dumps({**_head(ask, reply, "chat.completion"), "choices": [choice], "usage": _usage(reply)})
 
@@ -104,6 +108,8 @@ class OpenAIChat(_OpenAI):
         frames = [head + b'"role":"assistant","content":""' + end]
         frames += [thought + orjson.dumps(piece) + end for piece in pieces(reply.reasoning, reply.piece)]
         frames += [content + orjson.dumps(piece) + end for piece in pieces(reply.text, reply.piece)]
+        if reply.call:
+            frames += [head + b'"tool_calls":' + orjson.dumps([part]) + end for part in _tool_call_parts(reply)]
         last = head + b'},"logprobs":null,"finish_reason":"' + _finish(reply).encode() + b'"}]}\n\n'
         return [*frames, last, *_ending(ask, reply, "chat.completion.chunk")]
 
@@ -190,7 +196,24 @@ def _thinking_off(body: Body) -> bool:
     return switched or body.get("reasoning_effort") == "none" or body.get("think") is False
 
 
+def _tool_call(reply: Reply) -> dict[str, Any]:
+    assert reply.call is not None
+    name, arguments = reply.call
+    function = {"name": name, "arguments": orjson.dumps(arguments).decode()}
+    return {"id": f"call_sim{reply.number}", "type": "function", "function": function}
+
+
+def _tool_call_parts(reply: Reply) -> list[dict[str, Any]]:
+    """A call as it is streamed: its head, then its arguments piece by piece."""
+    whole = _tool_call(reply)
+    arguments = whole["function"]["arguments"]
+    head = {"index": 0, **whole, "function": {"name": whole["function"]["name"], "arguments": ""}}
+    return [head, *({"index": 0, "function": {"arguments": piece}} for piece in pieces(arguments, 8))]
+
+
 def _finish(reply: Reply) -> str:
+    if reply.call:
+        return "tool_calls"
     return "length" if reply.finish == "length" else "stop"
 
 

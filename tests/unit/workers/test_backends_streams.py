@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import Busy, CallError, Permanent, Transient
-from workers.backends import Reply, ollama_api, openai_api
+from workers.backends import Call, Reply, ollama_api, openai_api
 from workers.backends.base import Times
 from workers.backends.streams import JsonLines, ServerSentEvents, vectors
 
@@ -36,7 +36,7 @@ def events(*chunks: bytes) -> list[bytes]:
 
 def openai_reply(*chunks: bytes) -> Reply:
     """What the OpenAI backend makes of these chunks."""
-    reader = openai_api._Answer("p", "m")
+    reader = openai_api._Answer("p", Call("chat", "m"))
     for chunk in chunks:
         reader.feed(chunk)
     reader.end()
@@ -45,7 +45,7 @@ def openai_reply(*chunks: bytes) -> Reply:
 
 def ollama_reply(*chunks: bytes) -> Reply:
     """What the Ollama backend makes of these chunks."""
-    reader = ollama_api._Answer("p", "m")
+    reader = ollama_api._Answer("p", Call("chat", "m"))
     for chunk in chunks:
         reader.feed(chunk)
     reader.end()

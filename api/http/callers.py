@@ -1,0 +1,160 @@
+"""Who asks: a key's scopes and limits, or anybody on this machine while no key was made."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from fastapi import Request
+
+from api.http.errors import ApiError
+from api.use_cases.pool import Pool
+from tasks.ledger import api_batches, api_keys
+from tasks.ledger.api_batches import Whose
+from tasks.ledger.api_keys import Scope
+from tasks.privacy import Tier, tightest
+from tasks.routing import Said
+
+#: seconds for which a key, or that there is none, is remembered: so long a revoked one may still be used
+REMEMBERED_S = 2.0
+#: seconds over which requests are counted
+MINUTE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One who may use the API. owner: of what is submitted; empty where the API is open."""
+
+    owner: str
+    name: str
+    scopes: frozenset[Scope]
+    most_queued: int | None = None
+    per_minute: int | None = None
+    ceiling: Tier | None = None
+
+    @property
+    def whose(self) -> Whose:
+        """What it may see."""
+        return Whose(self.owner, everybody=Scope.ADMIN in self.scopes)
+
+    def said(self, tier: Tier | None = None, app: str | None = None) -> Said:
+        """What holds for all that it submits. tier, app: what the request says."""
+        return Said(tier=tightest(self.ceiling, tier), app=app or self.name or None)
+
+
+#: everybody on this machine, while no key was made
+ANYBODY = Caller("", "", frozenset(Scope))
+#: whoever has the key of OFFLOAD_API_KEY
+OPERATOR = Caller("operator", "", frozenset(Scope))
+
+
+class Callers:
+    """Looks keys up, and counts requests."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        key = pool.settings.api_key
+        self._operators = None if key is None else api_keys.hashed(key.get_secret_value())
+        self._known: dict[str, tuple[float, Caller | None]] = {}
+        self._open: tuple[float, bool] = (0.0, False)
+        self._asked: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    def of(self, request: Request) -> Caller:
+        """The caller; raises ApiError for one who is none."""
+        key = _key(request)
+        if self._is_open():
+            _check_host(request)
+            return ANYBODY
+        if key is None:
+            raise ApiError(401, "You did not provide an API key.", code="missing_api_key", headers=_BEARER)
+        caller = self._find(key)
+        if caller is None:
+            raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key", headers=_BEARER)
+        self._count(caller)
+        return caller
+
+    def check_room(self, caller: Caller) -> None:
+        """Raise ApiError where the caller has as many unfinished jobs as it may have."""
+        if caller.most_queued is not None and api_batches.unfinished(self._pool.db, caller.owner) >= caller.most_queued:
+            words = f"This key has {caller.most_queued} unfinished jobs, as many as it may have."
+            raise ApiError(429, words, code="queue_limit", headers={"retry-after": "30"})
+
+    def _is_open(self) -> bool:
+        if self._operators is not None:
+            return False
+        until, is_open = self._open
+        if time.monotonic() > until:
+            is_open = not api_keys.any_in_force(self._pool.db)
+            self._open = (time.monotonic() + REMEMBERED_S, is_open)
+        return is_open
+
+    def _find(self, key: str) -> Caller | None:
+        hashed = api_keys.hashed(key)
+        if self._operators is not None and hmac.compare_digest(hashed, self._operators):
+            return OPERATOR
+        until, caller = self._known.get(hashed, (0.0, None))
+        if time.monotonic() > until:
+            row = api_keys.find(self._pool.db, key)
+            caller = None
+            if row is not None:
+                scopes = frozenset(map(Scope, row.scopes))
+                ceiling = Tier(row.ceiling) if row.ceiling else None
+                caller = Caller(row.id, row.name, scopes, row.most_queued, row.per_minute, ceiling)
+            with self._lock:
+                if len(self._known) > 10_000:  # somebody tries keys
+                    self._known.clear()
+                self._known[hashed] = (time.monotonic() + REMEMBERED_S, caller)
+        return caller
+
+    def _count(self, caller: Caller) -> None:
+        if caller.per_minute is None:
+            return
+        with self._lock:
+            asked, now = self._asked[caller.owner], time.monotonic()
+            while asked and asked[0] <= now - MINUTE_S:
+                asked.popleft()
+            if len(asked) >= caller.per_minute:
+                wait = max(1, round(asked[0] + MINUTE_S - now)) if asked else 60
+                words = f"This key may ask {caller.per_minute} times a minute."
+                raise ApiError(429, words, code="rate_limit_exceeded", headers={"retry-after": str(wait)})
+            asked.append(now)
+
+
+_BEARER = {"www-authenticate": "Bearer"}
+
+
+def _key(request: Request) -> str | None:
+    """The key, as OpenAI's clients send it or as Anthropic's do."""
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and key.strip():
+        return key.strip()
+    return request.headers.get("x-api-key") or None
+
+
+def _check_host(request: Request) -> None:
+    """While the API is open, a web page must not reach it under a name of its own (DNS rebinding)."""
+    host = request.url.hostname or ""
+    try:
+        is_here = ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost" or host.endswith(".localhost") or host == "testserver"
+    if not is_here:
+        raise ApiError(403, "Without keys this API answers to local addresses only: offload keys create")
+
+
+def needs(scope: Scope) -> Callable[[Request], Caller]:
+    """A dependency: the caller, who must have this scope."""
+
+    def caller(request: Request) -> Caller:
+        found: Caller = request.app.state.callers.of(request)
+        if scope not in found.scopes and Scope.ADMIN not in found.scopes:
+            raise ApiError(403, f"This key may not do that: it needs the scope {scope}.", code="missing_scope")
+        return found
+
+    return caller

@@ -1,0 +1,305 @@
+"""/v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models: answered while the client waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+
+from api.http import answers
+from api.http.callers import Caller, needs
+from api.http.errors import ApiError, inner, not_found
+from api.use_cases import direct
+from api.use_cases.direct import Telling
+from api.use_cases.pool import Pool
+from tasks.errors import BadOutput, Busy, CallError, LineFault, Misconfigured, Offline, OutOfReach, Permanent
+from tasks.ledger.api_keys import Scope
+from tasks.states import JobState
+from workers.backends import Delta
+from workers.direct import Direct, Given
+
+router = APIRouter(prefix="/v1", tags=["direct"])
+
+Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
+Reader = Annotated[Caller, Depends(needs(Scope.READ))]
+#: bytes of a body beyond which it is judged on another thread, so that nobody else waits for it
+LARGE = 64 * 1024
+#: of a client that has gone; nobody reads it
+GONE = 499
+
+#: error codes -> (HTTP status, code in OpenAI's words)
+CODES = {
+    "context_exceeded": (400, "context_length_exceeded"),
+    "prompt_too_long": (400, "context_length_exceeded"),
+    "model_not_found": (404, "model_not_found"),
+    "no_provider": (503, "no_provider"),
+}
+
+T = TypeVar("T")
+
+
+@router.post("/chat/completions")
+async def chat(request: Request, caller: Submitter) -> Response:
+    """A chat, streamed or not."""
+    return await _answered(request, caller, "/v1/chat/completions")
+
+
+@router.post("/completions")
+async def completions(request: Request, caller: Submitter) -> Response:
+    """A completion of a prompt, streamed or not."""
+    return await _answered(request, caller, "/v1/completions")
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, caller: Submitter) -> Response:
+    """Vectors of texts."""
+    return await _answered(request, caller, "/v1/embeddings")
+
+
+@router.get("/models")
+def models(request: Request, caller: Reader) -> dict[str, Any]:
+    """What `model` may be: classes, the models they serve, categories, and auto."""
+    return {"object": "list", "data": [_model(name) for name in _models(request.app.state.pool)]}
+
+
+@router.get("/models/{name:path}")
+def model(request: Request, caller: Reader, name: str) -> dict[str, Any]:
+    """One of them."""
+    if name not in _models(request.app.state.pool):
+        raise not_found("model", name)
+    return _model(name)
+
+
+def _models(pool: Pool) -> list[str]:
+    registry = pool.registry
+    classes = [name for name, model_class in registry.classes.items() if model_class.serve]
+    categories = [f"category:{c.name}" for c in registry.categories.values() if c.model_class in classes]
+    return ["auto", *classes, *sorted(registry.models), *categories]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "offload"}
+
+
+async def _answered(request: Request, caller: Caller, path: str) -> Response:
+    asked = await read(request, caller, path)
+    if asked.stream and path != "/v1/embeddings":
+        return await _streamed(request, asked, path)
+    given = await unless_gone(request, run(request, asked))
+    if given is None:
+        return Response(status_code=GONE)
+    found = answers.embeddings(given, asked.base64) if path == "/v1/embeddings" else answers.whole(given, path)
+    return Response(orjson.dumps(found), media_type="application/json", headers=headers(asked, given))
+
+
+async def read(request: Request, caller: Caller, path: str) -> direct.Request:
+    """The request that a body of OpenAI's makes; raises ApiError for its first fault, or where it is refused."""
+    body, size = await body_of(request)
+    return await judged(request, caller, path, body, size)
+
+
+async def body_of(request: Request) -> tuple[dict[str, Any], int]:
+    """The body, and its size in bytes; raises ApiError for what is no JSON object."""
+    raw = await request.body()
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The body must be a JSON object.", code="invalid_type")
+    return body, len(raw)
+
+
+async def judged(request: Request, caller: Caller, path: str, body: dict[str, Any], size: int) -> direct.Request:
+    """The same of a body that was read."""
+    found = await checked(request, caller, path, body, size)
+    if found.job.route.state is JobState.REFUSED:
+        telling(request).refused(found.job)
+        words = f"Policy and privacy leave nowhere to run this: {found.job.route.words}"
+        raise ApiError(403, words, code="refused")
+    return found
+
+
+async def checked(request: Request, caller: Caller, path: str, body: dict[str, Any], size: int) -> direct.Request:
+    """The same, whether it may be sent anywhere or not."""
+    app = request.headers.get("x-offload-app")
+    given = (path, body, request.app.state.pool, caller.said(app=app if app and len(app) <= 64 else None))
+    found = await asyncio.to_thread(direct.read, *given) if size > LARGE else direct.read(*given)
+    if isinstance(found, list):
+        raise _fault(found[0])
+    return found
+
+
+def _fault(fault: LineFault) -> ApiError:
+    param = fault.field.removeprefix("body.") or None
+    code = "model_not_found" if param == "model" and "is not configured" in fault.reason else "invalid_value"
+    message = f"{param}: {fault.reason}" if param else fault.reason
+    return ApiError(404 if code == "model_not_found" else 400, message, code=code, param=param)
+
+
+async def run(request: Request, asked: direct.Request) -> Given:
+    """The answer; raises ApiError."""
+    ways: Direct = request.app.state.direct
+    try:
+        given = await ways.ask(direct.claimed(asked.job), asked.wish)
+    except CallError as error:
+        raise failed(error) from None
+    telling(request).keep(asked.job, given)
+    return given
+
+
+def failed(error: CallError) -> ApiError:
+    """A call's error as HTTP has it; its words name providers and models, nothing of the request."""
+    if error.code in CODES:
+        status, code = CODES[error.code]
+        return ApiError(status, str(error), code=code)
+    match error:
+        case Busy():
+            wait = {"retry-after": f"{max(1, round(error.retry_after or 1))}"}
+            return ApiError(429, str(error), code=error.code, headers=wait)
+        case Offline():
+            return ApiError(503, str(error), code=error.code, headers={"retry-after": "2"})
+        case OutOfReach():
+            return ApiError(403, str(error), code=error.code)
+        case Permanent():
+            return ApiError(400, str(error), code=error.code)
+        case BadOutput() | Misconfigured():
+            return ApiError(502, str(error), code=error.code)
+    return ApiError(502, str(error), code=error.code)
+
+
+def headers(asked: direct.Request, given: Given) -> dict[str, str]:
+    """Who answered, and why it was them."""
+    return {
+        "x-offload-provider": given.asked.provider.name,
+        "x-offload-model": plain(given.reply.model),
+        "x-offload-attempts": str(given.attempts),
+        **decided(asked),
+    }
+
+
+def decided(asked: direct.Request) -> dict[str, str]:
+    """What was decided on it, as headers."""
+    return {"x-offload-class": asked.job.model_class, "x-offload-decision": asked.job.route.decision.value}
+
+
+def plain(value: str) -> str:
+    """A server may call its model anything, and a header is one line of ASCII."""
+    return value.encode("ascii", "replace").decode().replace("\r", "?").replace("\n", "?")[:200]
+
+
+# --- streams --------------------------------------------------------------------------------------------------
+
+
+async def _streamed(request: Request, asked: direct.Request, path: str) -> Response:
+    pieces = Pieces(request, asked)
+    began = await unless_gone(request, pieces.begin())
+    if began is None:
+        return Response(status_code=GONE)
+    stream = answers.Stream(path, asked.job.model or asked.job.model_class, with_usage=asked.usage)
+
+    async def events() -> AsyncIterator[bytes]:
+        yield stream.first()
+        async for delta in pieces:
+            yield stream.piece(delta)
+        if pieces.error is not None:
+            yield answers.broken(inner(pieces.error))
+        elif pieces.given is not None:
+            yield stream.last(pieces.given.reply)
+
+    return StreamingResponse(
+        events(),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-offload-provider": pieces.provider, **decided(asked)},
+    )
+
+
+class Pieces:
+    """An answer as it comes. Whoever stops reading closes the call.
+
+    alive_s: seconds between two pieces of nothing, which show that somebody is there; None for none of them.
+    """
+
+    def __init__(self, request: Request, asked: direct.Request, alive_s: float | None = None) -> None:
+        self.given: Given | None = None
+        self.error: ApiError | None = None
+        self.provider = ""
+        self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+        self._held: Delta | None = None
+        self._alive_s = alive_s
+        wish = replace(asked.wish, on_delta=self._queue.put_nowait, on_way=self._took)
+        self._task = asyncio.get_running_loop().create_task(self._run(request, replace(asked, wish=wish)))
+
+    async def begin(self) -> bool:
+        """Wait for the first piece; raises ApiError where there is none."""
+        try:
+            self._held = await self._queue.get()
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+        if self._held is None and self.error is not None:
+            raise self.error
+        return True
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        alive = asyncio.get_running_loop().create_task(self._alive())
+        try:
+            delta = self._held
+            while delta is not None:
+                yield delta
+                delta = await self._queue.get()
+        finally:
+            alive.cancel()
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _alive(self) -> None:
+        while self._alive_s is not None:
+            await asyncio.sleep(self._alive_s)
+            self._queue.put_nowait(Delta())
+
+    def _took(self, provider: str) -> None:
+        self.provider = provider
+
+    async def _run(self, request: Request, asked: direct.Request) -> None:
+        try:
+            self.given = await run(request, asked)
+        except ApiError as error:
+            self.error = error
+        finally:
+            self._queue.put_nowait(None)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+    """What comes of the work, or None when the client went away first: then the work is stopped."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+        return None
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def telling(request: Request) -> Telling:
+    """Where telemetry goes."""
+    found: Telling = request.app.state.telling
+    return found

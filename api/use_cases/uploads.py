@@ -1,0 +1,78 @@
+"""Files of the HTTP API: the content in OFFLOAD_HOME/files, one file each, the rest in the ledger."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from api.use_cases import openai_texts as texts
+from api.use_cases.pool import Pool
+from tasks.errors import UsageError
+from tasks.ledger import api_batches
+
+#: bytes of a file at most
+MOST_BYTES = 200 * 1024 * 1024
+#: seconds a file is kept: unless asked otherwise, and what may be asked
+LIVES_S, SHORTEST_S, LONGEST_S = 30 * 86_400, 3_600, 2_592_000
+#: bytes of a first line that are looked at
+LOOKED_AT = 16 * 1024 * 1024
+
+
+def path_of(pool: Pool, file_id: str) -> Path:
+    """Where a file's content is."""
+    return pool.settings.home / "files" / file_id
+
+
+def keep(pool: Pool, source: BinaryIO, filename: str, owner: str, lives_s: float = LIVES_S) -> Any:
+    """Keep an uploaded file; its row. Raises UsageError for one that is no JSONL at all; single lines are not read."""
+    if not filename.lower().endswith(".jsonl"):
+        raise UsageError(texts.NOT_JSONL)
+    file_id = api_batches.new_file_id()
+    path = path_of(pool, file_id)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_suffix(".partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as kept:
+            shutil.copyfileobj(source, kept, 1 << 20)
+            kept.flush()
+            os.fsync(kept.fileno())
+            size = kept.tell()
+        _check(partial)
+        partial.replace(path)
+        return api_batches.keep_file(pool.db, file_id, owner, Path(filename).name[:255], size, lives_s)
+    except BaseException:
+        for made in (partial, path):
+            made.unlink(missing_ok=True)
+        raise
+
+
+def _check(path: Path) -> None:
+    """Whether its first line is JSON."""
+    with path.open("rb") as file:
+        while raw := file.readline(LOOKED_AT):
+            if raw.strip():
+                break
+    try:
+        orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError:
+        raise UsageError(texts.NOT_JSONL if raw.strip() else texts.EMPTY) from None
+
+
+def drop(pool: Pool, file_id: str) -> None:
+    """Delete a file; batches that were made of it stay."""
+    api_batches.drop_file(pool.db, file_id)
+    path_of(pool, file_id).unlink(missing_ok=True)
+
+
+def drop_expired(pool: Pool) -> int:
+    """Delete the files whose time is over; how many."""
+    found = api_batches.expired_files(pool.db)
+    for file_id in found:
+        with suppress(OSError):
+            drop(pool, file_id)
+    return len(found)

@@ -1,0 +1,277 @@
+"""The HTTP API beside OpenAI's own paths: keys, limits, the pool's own words, and requests nobody should make."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+
+from tests.support.api import Api
+from tests.support.cli import jsonl
+from tests.support.pool import TestPool, running, simulated
+from tests.support.servers import Server
+from tests.support.waiting import eventually
+
+#: requests of each kind that are made up
+STRANGE = 10
+LINES = [{"id": f"line-{i}", "category": "summarize", "prompt": f"Note {i}."} for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A model server."""
+    made = Server(slots=64)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[TestPool]:
+    """A whole pool."""
+    with running(tmp_path_factory.mktemp("api"), simulated(server.url, in_flight=32)) as made:
+        made.up()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def open_api(pool: TestPool) -> Iterator[Api]:
+    """Its API before any key is made."""
+    api = Api(pool)
+    yield api
+    api.kill()
+
+
+@pytest.fixture(scope="module")
+def keys(open_api: Api, pool: TestPool) -> dict[str, str]:
+    """Keys of several kinds; from now on nobody gets in without."""
+    wanted: dict[str, tuple[str, ...]] = {
+        "one": (),
+        "other": (),
+        "reader": ("--scope", "read"),
+        "admin": ("--scope", "admin"),
+        "seldom": ("--per-minute", "3"),
+        "few": ("--most-queued", "3"),
+        "private": ("--privacy", "local_only"),
+    }
+    made = {
+        name: pool.cli("keys", "create", name, *options).stdout.decode().strip() for name, options in wanted.items()
+    }
+    eventually(lambda: open_api.ask("GET", "/v1/models").status_code == 401, "keys are needed")
+    return made
+
+
+@pytest.fixture(scope="module")
+def api(open_api: Api, keys: dict[str, str]) -> Api:
+    """The API, closed to those without a key."""
+    return open_api
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_jobs_without_keys(open_api: Api) -> None:
+    """Lines are submitted, watched event by event, and read from where one likes; all on an API that is still open."""
+    made = open_api.ask("POST", "/jobs?name=mine&priority=3", content=jsonl(LINES)).json()
+    assert (made["jobs"], made["new"]) == (5, True)
+    path = f"/batches/{made['id']}"
+    told = [json.loads(one) for one in re.findall(r"^data: (.*)$", open_api.ask("GET", f"{path}/events").text, re.M)]
+    assert (told[-1]["state"], told[-1]["done"]) == ("finished", 5)
+    shown = open_api.ask("GET", path).json()
+    assert (shown["name"], shown["priority"], shown["total"]) == ("mine", 3, 5)
+    lines = open_api.ask("GET", f"{path}/results?offset=1&limit=3").text.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["line-1", "line-2", "line-3"]
+
+
+def test_metrics(open_api: Api) -> None:
+    """Prometheus reads here what the exporter says."""
+    text = open_api.ask("GET", "/metrics").text
+    assert "offload_ledger_up 1.0" in text
+    assert "offload_provider_limit" in text
+
+
+def test_a_fault_in_a_line(open_api: Api) -> None:
+    """Every fault is told with its line, and nothing is submitted."""
+    bad = [*LINES, {"category": "nonsense", "prompt": "x"}, {"category": "summarize"}]
+    reply = open_api.ask("POST", "/jobs", content=jsonl(bad))
+    message = reply.json()["error"]["message"]
+    assert reply.status_code == 400
+    assert "line 6: category: unknown category" in message
+    assert "line 7:" in message
+    assert "nothing was submitted" in message
+
+
+def test_pause_resume_retry(open_api: Api, pool: TestPool) -> None:
+    """A batch is paused, resumed, cancelled, and its lines submitted again."""
+    slow = [line | {"prompt": "x [[sim:delay=600]]"} for line in LINES]
+    batch = open_api.ask("POST", "/jobs", content=jsonl(slow)).json()["id"]
+    assert open_api.ask("POST", f"/batches/{batch}/pause").json()["paused"] is True
+    assert open_api.ask("POST", f"/batches/{batch}/resume").json()["paused"] is False
+    assert open_api.ask("POST", f"/batches/{batch}/cancel").status_code == 200
+    eventually(lambda: pool.batch(batch).state == "cancelled", "it is cancelled")
+    again = open_api.ask("POST", f"/batches/{batch}/retry").json()
+    assert (again["total"], again["id"] != batch) == (5, True)
+    open_api.ask("POST", f"/batches/{again['id']}/cancel")
+
+
+def test_the_same_lines_twice(open_api: Api) -> None:
+    """With an Idempotency-Key the same lines are the same batch, and others a conflict."""
+    headers = {"idempotency-key": "lines"}
+    first = open_api.ask("POST", "/jobs", content=jsonl(LINES), headers=headers).json()
+    second = open_api.ask("POST", "/jobs", content=jsonl(LINES), headers=headers).json()
+    assert (second["id"], second["new"]) == (first["id"], False)
+    assert open_api.ask("POST", "/jobs", content=jsonl(LINES[:2]), headers=headers).status_code == 409
+
+
+# --- keys -----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_shown_once(keys: dict[str, str], pool: TestPool) -> None:
+    """Of a key the ledger and the list have its first characters, and nothing that it could be made of."""
+    listed = pool.cli("keys", "list", "--json").stdout.decode()
+    kept = (pool.home / "ledger.db").read_bytes() + (pool.home / "ledger.db-wal").read_bytes()
+    for key in keys.values():
+        assert key[:12] in listed
+        assert key not in listed
+        assert key.encode() not in kept
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("nonsense"), {"authorization": "Basic eDp5"}, bearer("ofl_é")])
+def test_nobody_without_a_key(api: Api, headers: dict[str, str]) -> None:
+    """Without a key that is in force there is a 401 in OpenAI's shape."""
+    encoded = {name: value.encode("utf-8") for name, value in headers.items()}
+    reply = api.ask("GET", "/v1/models", headers=encoded)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (401, "authentication_error")
+
+
+def test_either_way_of_giving_it(api: Api, keys: dict[str, str]) -> None:
+    """A key is taken as OpenAI's clients send it and as Anthropic's do."""
+    for headers in (bearer(keys["one"]), {"x-api-key": keys["one"]}):
+        assert api.ask("GET", "/v1/models", headers=headers).status_code == 200
+
+
+def test_one_never_sees_anothers(api: Api, keys: dict[str, str]) -> None:
+    """Files and batches of one key are not there for another; an administrator sees them all."""
+    with api.client(keys["one"]) as one, api.client(keys["other"]) as other, api.client(keys["admin"]) as admin:
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+        body = {"model": "small", "messages": [{"role": "user", "content": "A note."}]}
+        content = json.dumps({**line, "body": body}).encode()
+        file = one.files.create(file=("a.jsonl", content), purpose="batch")
+        batch = one.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        eventually(lambda: one.batches.retrieve(batch.id).status == "completed", "it is done")
+        output = one.batches.retrieve(batch.id).output_file_id
+        assert output is not None
+        looks: list[Any] = [
+            lambda client: client.files.retrieve(file.id),
+            lambda client: client.files.content(output),
+            lambda client: client.batches.retrieve(batch.id),
+            lambda client: client.batches.cancel(batch.id),
+        ]
+        for look in looks:
+            with pytest.raises(openai.NotFoundError):
+                look(other)
+        for look in looks[:3]:
+            look(admin)
+        assert batch.id not in [b.id for b in other.batches.list()]
+        assert batch.id in [b.id for b in admin.batches.list()]
+        stolen = other.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        eventually(lambda: other.batches.retrieve(stolen.id).status == "failed", "another's file is none")
+        for path in ("", "/results", "/events", "/audits"):
+            assert api.ask("GET", f"/batches/{batch.id}{path}", headers=bearer(keys["other"])).status_code == 404
+
+
+def test_scopes(api: Api, keys: dict[str, str]) -> None:
+    """A key for reading submits nothing."""
+    with api.client(keys["reader"]) as client:
+        assert client.models.list().data
+        with pytest.raises(openai.PermissionDeniedError):
+            client.chat.completions.create(model="small", messages=[{"role": "user", "content": "x"}])
+
+
+def test_requests_a_minute(api: Api, keys: dict[str, str]) -> None:
+    """Beyond its requests a minute a key is told when to come again."""
+    replies = [api.ask("GET", "/v1/models", headers=bearer(keys["seldom"])) for _ in range(4)]
+    assert [one.status_code for one in replies] == [200, 200, 200, 429]
+    assert 0 < int(replies[-1].headers["retry-after"]) <= 60
+
+
+def test_unfinished_jobs(api: Api, keys: dict[str, str], pool: TestPool) -> None:
+    """A key with as many unfinished jobs as it may have submits no more until some have ended."""
+    slow = jsonl({**line, "prompt": "x [[sim:delay=600]]"} for line in LINES)
+    batch = api.ask("POST", "/jobs", content=slow, headers=bearer(keys["few"])).json()["id"]
+    refused = api.ask("POST", "/jobs", content=slow, headers=bearer(keys["few"]))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_limit")
+    api.ask("POST", f"/batches/{batch}/cancel", headers=bearer(keys["few"]))
+    eventually(lambda: pool.batch(batch).open == 0, "it is cancelled")
+    assert api.ask("POST", "/jobs", content=jsonl(LINES), headers=bearer(keys["few"])).status_code == 200
+
+
+def test_a_ceiling_of_privacy(api: Api, keys: dict[str, str], pool: TestPool) -> None:
+    """Jobs of a key go no further than it may, whatever they say."""
+    far = [line | {"privacy": "cloud_ok"} for line in LINES]
+    batch = api.ask("POST", "/jobs", content=jsonl(far), headers=bearer(keys["private"])).json()["id"]
+    assert {line["privacy"] for line in pool.finished(batch)} == {"local_only"}
+
+
+def test_a_revoked_key(api: Api, pool: TestPool, keys: dict[str, str]) -> None:
+    """A revoked key stops working within seconds, and its name is not given again."""
+    key = pool.cli("keys", "create", "brief").stdout.decode().strip()
+    assert api.ask("GET", "/v1/models", headers=bearer(key)).status_code == 200
+    assert pool.cli("keys", "revoke", "brief").code == 0
+    eventually(lambda: api.ask("GET", "/v1/models", headers=bearer(key)).status_code == 401, "it is out of force")
+    assert pool.cli("keys", "create", "brief").code == 2
+
+
+# --- what nobody should do ------------------------------------------------------------------------------------
+
+
+def test_a_body_that_is_too_large(api: Api, keys: dict[str, str]) -> None:
+    """A body beyond its limit is refused before it is read, whether it says how long it is or not."""
+    headers = bearer(keys["one"])
+    with socket.create_connection(("127.0.0.1", api.port)) as said:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {1 << 40}\r\n\r\n"
+        said.sendall(head.encode())
+        assert said.recv(100).startswith(b"HTTP/1.1 413")
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b" " * (1 << 20)
+
+    unsaid = api.ask("POST", "/v1/chat/completions", headers=headers, content=endless())
+    assert unsaid.status_code == 413
+
+
+def test_a_body_that_never_comes(api: Api, keys: dict[str, str]) -> None:
+    """A client that stops in the middle of its body holds nobody up."""
+    with socket.create_connection(("127.0.0.1", api.port)) as slow:
+        slow.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {keys['one']}\r\n"
+            "content-length: 1000\r\n\r\n{".encode()
+        )
+        assert api.ask("GET", "/healthz").status_code == 200
+
+
+def test_no_request_is_too_strange(api: Api, keys: dict[str, str]) -> None:
+    """Whatever the OpenAPI document allows, no answer is a 500, and every error has OpenAI's shape."""
+    schema = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
+    headers = bearer(keys["admin"])
+    for found in schema.get_all_operations():
+        operation: Any = found.ok()  # type: ignore[union-attr]
+
+        @settings(max_examples=STRANGE, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            response = case.call(headers=headers, timeout=30)
+            case.validate_response(response, checks=[not_a_server_error])
+            if response.status_code >= 400:
+                assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+        ask()

@@ -1,0 +1,288 @@
+"""Answers that somebody waits for; the official `openai` package is the judge."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from sqlalchemy import select
+
+from tasks.tables import Audit, CallRow
+from tests.support.api import Api
+from tests.support.pool import TestPool, running, simulated
+from tests.support.servers import Server
+from tests.support.waiting import eventually
+
+calls = CallRow.__table__  # type: ignore[attr-defined]
+audits = Audit.__table__  # type: ignore[attr-defined]
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+ASK: Any = [{"role": "user", "content": "Is it raining in Rome?"}]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Server, Server]]:
+    """Two model servers."""
+    both = Server(slots=64), Server(slots=64)
+    yield both
+    for one in both:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, servers: tuple[Server, Server]) -> Iterator[TestPool]:
+    """A ledger and a configuration; no worker runs, as none is needed."""
+    first, second = servers
+    config = simulated(first.url, in_flight=32)
+    config["providers"].append(
+        {"name": "other", "kind": "ollama", "url": second.url, "reach": "local", "in_flight": 32}
+    )
+    config["classes"]["pair"] = {
+        "serve": [{"provider": "sim", "model": "gemma3:4b"}, {"provider": "other", "model": "gemma3:4b"}]
+    }
+    config["categories"] = {
+        "pair": {"class": "pair", "attempts": 1},
+        "watched": {"class": "small", "audit": 1.0},
+        "strict": {"class": "small", "json": True},
+    }
+    with running(tmp_path_factory.mktemp("direct"), config) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def api(pool: TestPool) -> Api:
+    """Its API."""
+    return Api(pool)
+
+
+@pytest.fixture(scope="module")
+def client(api: Api) -> Iterator[openai.OpenAI]:
+    """The judge."""
+    with api.client() as made:
+        yield made
+
+
+def rows(pool: TestPool, **where: Any) -> list[Any]:
+    with pool.db.read() as c:
+        query = select(calls).where(*(calls.c[name] == value for name, value in where.items()))
+        return list(c.execute(query).all())
+
+
+def test_a_chat(client: openai.OpenAI, pool: TestPool) -> None:
+    """A chat is answered, and its headers name who answered; its row in `calls` says what it took."""
+    raw = client.chat.completions.with_raw_response.create(
+        model="small", messages=ASK, extra_headers={"X-Offload-App": "a-test"}
+    )
+    reply = raw.parse()
+    assert reply.choices[0].message.content
+    assert (reply.model, reply.choices[0].finish_reason) == ("gemma3:4b", "stop")
+    assert reply.usage is not None
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 0
+    named = {name: raw.headers[f"x-offload-{name}"] for name in ("provider", "model", "class", "attempts", "decision")}
+    assert named == {
+        "provider": "sim",
+        "model": "gemma3:4b",
+        "class": "small",
+        "attempts": "1",
+        "decision": "offload",
+    }
+    (row,) = eventually(lambda: rows(pool, app="a-test"), "its row is there")
+    assert (row.ended, row.validated, row.tokens_out) == ("done", True, reply.usage.completion_tokens)
+
+
+def test_a_stream(client: openai.OpenAI) -> None:
+    """A streamed chat adds up to what is answered whole, with counts at its end where they were asked for."""
+    whole = client.chat.completions.create(model="small", messages=ASK).choices[0].message.content
+    stream = client.chat.completions.create(
+        model="small", messages=ASK, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    pieces = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(piece.delta.content or "" for piece in pieces) == whole
+    assert (pieces[0].delta.role, pieces[-1].finish_reason) == ("assistant", "stop")
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_tools(client: openai.OpenAI, stream: bool) -> None:
+    """A tool is called, and its result is answered, in OpenAI's shape over a server that speaks Ollama's."""
+    if stream:
+        with client.chat.completions.stream(model="small", messages=ASK, tools=TOOLS) as events:
+            message: Any = events.get_final_completion().choices[0].message
+    else:
+        message = client.chat.completions.create(model="small", messages=ASK, tools=TOOLS).choices[0].message
+    (called,) = message.tool_calls
+    assert (called.function.name, set(json.loads(called.function.arguments))) == ("weather", {"city"})
+    made = {"id": called.id, "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    told = [
+        *ASK,
+        {"role": "assistant", "content": None, "tool_calls": [made]},
+        {"role": "tool", "tool_call_id": called.id, "content": "It is."},
+    ]
+    answered = client.chat.completions.create(model="small", messages=told, tools=TOOLS)
+    assert answered.choices[0].message.content
+
+
+def test_a_schema(client: openai.OpenAI) -> None:
+    """response_format is passed on, and what comes back is held to it."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    reply = client.chat.completions.create(model="small", messages=ASK, response_format=wanted)
+    assert isinstance(json.loads(reply.choices[0].message.content or "")["n"], int)
+
+
+def test_what_is_not_what_was_asked_for(client: openai.OpenAI) -> None:
+    """An answer that fails its checks every time is an error, and not an answer."""
+    asked: Any = [{"role": "user", "content": "x [[sim:badjson]]"}]
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model="category:strict", messages=asked)
+    assert caught.value.status_code == 502
+
+
+def test_a_completion(client: openai.OpenAI) -> None:
+    """A prompt is completed, whole and streamed."""
+    reply = client.completions.create(model="small", prompt="Once upon a time")
+    assert reply.choices[0].text
+    pieces = client.completions.create(model="small", prompt="Once upon a time", stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == reply.choices[0].text
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    """Vectors come in order, as floats and in the form that the official client asks for by itself."""
+    by_itself = client.embeddings.create(model="embed", input=["a", "b"])
+    floats = client.embeddings.create(model="embed", input=["a", "b"], encoding_format="float")
+    assert [one.index for one in by_itself.data] == [0, 1]
+    for one, other in zip(by_itself.data, floats.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, rel=1e-6)
+
+
+def test_models(client: openai.OpenAI) -> None:
+    """What `model` may be is listed, and what is listed can be looked up."""
+    listed = {model.id for model in client.models.list()}
+    assert {"auto", "small", "gemma3:4b", "category:summarize"} <= listed
+    assert client.models.retrieve("category:summarize").id == "category:summarize"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-nonsense")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "gpt-nonsense"}, 404, "model"),
+        ({"temperature": 9}, 400, "temperature"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"nonsense": 1}, 400, "nonsense"),
+        ({"n": 2}, 400, "n"),
+        ({"messages": []}, 400, "messages"),
+    ],
+    ids=["model", "number", "log probabilities", "unknown", "several", "no messages"],
+)
+def test_what_is_wrong_is_told(api: Api, body: dict[str, Any], status: int, param: str | None) -> None:
+    """Each fault has its status, the parameter, and a request id; the prompt is not repeated."""
+    reply = api.ask("POST", "/v1/chat/completions", json={"model": "small", "messages": ASK} | body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (status, param)
+    assert reply.headers["x-request-id"]
+    assert "Rome" not in reply.text
+
+
+def test_privacy_holds(client: openai.OpenAI, pool: TestPool) -> None:
+    """What the policy sends to the cloud, and privacy keeps at home, is refused and counted."""
+    said: Any = {"offload": {"touches": ["deploy/prod.env"], "app": "secret-test"}}
+    with pytest.raises(openai.PermissionDeniedError) as caught:
+        client.chat.completions.create(model="coder", messages=ASK, metadata=said)
+    assert caught.value.code == "refused"
+    (row,) = eventually(lambda: rows(pool, app="secret-test"), "its row is there")
+    assert (row.ended, row.sent) == ("refused", False)
+
+
+def test_one_that_is_away_costs_nothing(api: Api, servers: tuple[Server, Server]) -> None:
+    """With one of two servers gone the other answers everything; with both gone there is a 503 at once."""
+    body = {"model": "category:pair", "messages": ASK}
+    servers[0].stop()
+    try:
+        replies = [api.ask("POST", "/v1/chat/completions", json=body) for _ in range(6)]
+        assert {(one.status_code, one.headers["x-offload-provider"]) for one in replies} == {(200, "other")}
+        servers[1].stop()
+        try:
+            eventually(lambda: api.ask("POST", "/v1/chat/completions", json=body).status_code == 503, "nobody is there")
+            reply = api.ask("POST", "/v1/chat/completions", json=body)
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+        finally:
+            servers[1].start()
+    finally:
+        servers[0].start()
+    for provider in ("sim", "other"):
+        eventually(
+            lambda provider=provider: (  # type: ignore[misc]
+                api.ask("POST", "/v1/chat/completions", json=body).headers.get("x-offload-provider") == provider
+            ),
+            f"{provider} is used again",
+        )
+
+
+def test_no_second_answer_after_the_first_piece(client: openai.OpenAI) -> None:
+    """A stream that breaks in its middle is an error, and nobody else's answer is put behind it."""
+    asked: Any = [{"role": "user", "content": "x [[sim:half]]"}]
+    stream = client.chat.completions.create(model="category:pair", messages=asked, stream=True)
+    with pytest.raises(openai.APIError):
+        list(stream)
+
+
+def test_a_client_that_goes_away(api: Api, servers: tuple[Server, Server]) -> None:
+    """Whoever hangs up ends the call at the model server, streamed or not."""
+    simulator = servers[0].simulator
+    for stream in (False, True):
+        body = {
+            "model": "small",
+            "stream": stream,
+            "messages": [{"role": "user", "content": "x [[sim:delay=600]]"}],
+        }
+        patience = httpx.Timeout(5, read=0.5)
+        with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=patience) as asking:
+            asking.post(f"{api.url}/v1/chat/completions", json=body)
+        eventually(lambda: simulator.stats()["in_flight"] == 0, "the call is closed")
+
+
+def test_batches_are_not_waited_for(api: Api, pool: TestPool, servers: tuple[Server, Server]) -> None:
+    """While a batch takes all that its worker may send, a chat is answered at once."""
+    pool.worker("sim")
+    batch = pool.submit({"id": str(i), "category": "summarize", "prompt": "x [[sim:delay=600]]"} for i in range(40))
+    eventually(lambda: servers[0].simulator.stats()["in_flight"] >= 32, "the batch runs")
+    answered = threading.Event()
+
+    def ask() -> None:
+        assert api.ask("POST", "/v1/chat/completions", json={"model": "small", "messages": ASK}).status_code == 200
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    eventually(answered.is_set, "the chat is answered", 20)
+    assert pool.batch(batch).open == 40
+    pool.cli("cancel", batch)
+    pool.kill_workers()
+
+
+def test_some_are_audited(client: openai.OpenAI, pool: TestPool) -> None:
+    """An answer that is drawn is kept with its question, and gets its second opinion as a job's would."""
+    pool.beat()
+    client.chat.completions.create(model="category:watched", messages=ASK)
+
+    def audited() -> Any:
+        with pool.db.read() as c:
+            return c.execute(select(audits).where(audits.c.category == "watched")).first()
+
+    eventually(audited, "an audit is there")
