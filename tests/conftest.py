@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 from tests.support.postgres import Postgres
 
 pytest.register_assert_rewrite("tests.unit.lives", "tests.unit.hours")  # a life that fails says with what
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected lives to the end: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

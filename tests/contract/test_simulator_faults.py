@@ -43,8 +43,8 @@ def post(sim: BackgroundSimulator, path: str, text: str, stream: bool = False, *
 
 
 def until(predicate: Callable[[], bool]) -> None:
-    """Wait for a predicate, 10 s at most."""
-    end = time.monotonic() + 10
+    """Wait for a predicate, 30 s at most."""
+    end = time.monotonic() + 30
     while not predicate():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.005)

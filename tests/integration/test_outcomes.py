@@ -37,15 +37,16 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[TestPool]:
-    """A whole pool; class `hasty` has no patience with its server."""
+    """A whole pool; class `hasty` has no patience with its server, and `steady` none with its pauses."""
     config = simulated(server.url, in_flight=32)
-    config["classes"]["hasty"] = {
-        "serve": [{"provider": "sim", "model": "gemma3:4b"}],
-        "options": {"num_ctx": 8192},
-        "think": False,
-        "timeouts": {"first_token": 2, "between_tokens": 0.4, "total": 4},
+    small = {"serve": [{"provider": "sim", "model": "gemma3:4b"}], "options": {"num_ctx": 8192}, "think": False}
+    config["classes"]["hasty"] = small | {"timeouts": {"first_token": 1, "total": 2}}
+    config["classes"]["steady"] = small | {"timeouts": {"between_tokens": 0.4}}
+    config["categories"] = {
+        "hasty": {"class": "hasty"},
+        "steady": {"class": "steady"},
+        "once": {"class": "small", "attempts": 1},
     }
-    config["categories"] = {"hasty": {"class": "hasty"}, "once": {"class": "small", "attempts": 1}}
     with running(tmp_path_factory.mktemp("outcomes"), config) as made:
         made.up()
         yield made
@@ -81,7 +82,7 @@ def outcomes(pool: TestPool) -> dict[str, dict[str, Any]]:
         job("busy", "A note. [[sim:429=0.2*3]]"),
         job("loading", "A note. [[sim:503=0.2*3]]"),
         job("400"),
-        job("stall", category="hasty"),
+        job("stall", category="steady"),
         job("hang", category="hasty"),
         job("bad-json", "A note. [[sim:badjson]]", "extract", json=True),
         job("bad-json-once", "A note. [[sim:badjson*1]]", "extract", json=True),

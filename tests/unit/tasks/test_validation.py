@@ -107,11 +107,11 @@ def test_any_prompt_can_be_read_for_labels(prompt: str) -> None:
 
 
 def test_huge_prompts_are_read_quickly() -> None:
-    """Labels at either end of a prompt of megabytes are found within a moment."""
+    """Labels at either end of a prompt of megabytes are found within a moment of its own time."""
     filler = "one of (a, classify this either " * 100_000
-    began = time.monotonic()
+    began = time.process_time()
     assert offered_labels(f"{filler}\nLabels: bug, feature") == ["bug", "feature"]
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -261,11 +261,11 @@ def test_a_schema_may_name_another_draft() -> None:
 
 
 def test_a_hostile_pattern_costs_little() -> None:
-    """A pattern made to backtrack without end fails the answer within a moment."""
+    """A pattern made to backtrack without end fails the answer within a moment of its own time."""
     schema = compile_schema({"pattern": "^(?=a)(a+)+\\1$"})
-    began = time.monotonic()
+    began = time.process_time()
     assert _code(json.dumps("a" * 5_000 + "!"), schema) == "schema_mismatch"
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_recursive_schema_meets_deep_json() -> None:
@@ -304,11 +304,11 @@ def test_wrong_vectors(vectors: list[Any], wanted: int, dimensions: int | None) 
 
 
 def test_good_vectors_pass_quickly() -> None:
-    """A thousand vectors of 1,024 numbers, tiny and integral ones among them, pass within a moment."""
+    """A thousand vectors of 1,024 numbers, tiny and integral ones among them, pass within a moment of its own time."""
     vectors: list[list[float]] = [[0.01, -1e-200, 0, *[0.02] * 1021]] * 1_000
-    began = time.monotonic()
+    began = time.process_time()
     check_vectors(vectors, 1_000, 1_024)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     check_vectors([], 0, None)
 
 
