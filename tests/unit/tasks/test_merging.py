@@ -46,7 +46,8 @@ def sizes(of: dict[tuple[int, int], int]) -> Sizes:
 
 def steps(kind: How, pieces: Sequence[int], of: dict[tuple[int, int], int], most: int) -> list[Step]:
     """All steps of a fan-out whose jobs are all answered; a judge picks the first."""
-    notes, last, found = list(first_notes(pieces)), None, []
+    notes, last = list(first_notes(pieces)), None
+    found: list[Step] = []
     while (step := next_step(kind, notes, len(found) + 1, last, sizes(of), lambda note: most, most)) is not None:
         found.append(step)
         notes, last = list(step.notes), step
