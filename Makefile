@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 MINUTES ?= 60
 
-.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-fairness bench-rollup chaos-short chaos requirements clean
+.PHONY: setup demo test acceptance lint bench bench-audit bench-detectors bench-direct bench-fairness bench-rollup bench-scrape chaos-short chaos requirements clean
 
 setup: .venv/.ready  ## .venv with the `offload` command in it
 
@@ -17,12 +17,17 @@ demo: setup  ## a pool, a batch to its end, a table; leaves nothing
 # a suite starts hundreds of Python processes: none compiles again what one has compiled, whatever the environment says
 test acceptance: export PYTHONDONTWRITEBYTECODE :=
 
-# files with the longest tests first, in this order: else those with few tests come last, and one core waits for the other
+# three processes for two cores, as tests wait for one another's; files with the longest tests first, in this order: else
+# those with few tests come last, and one core waits for the other
 test: setup  ## the quick suite: unit, contract, integration
-	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/contract tests/unit
+	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick \
+		tests/integration tests/contract tests/unit
 
+LONGEST := large_batch audit_sample nodes hours lives_of_jobs
 acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches, many lives of jobs
-	@$(PY) -m pytest -q tests/acceptance
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST:%=tests/acceptance/test_%.py) tests/acceptance
+	@$(PY) -m pytest -q -n 2 --dist loadfile -m hypothesis tests/unit
 
 lint: setup  ## ruff, mypy, import-linter
 	@$(PY) -m ruff check .
@@ -42,8 +47,14 @@ bench-detectors: setup  ## what the privacy detectors find and miss, and how fas
 bench-fairness: setup  ## what 100 jobs cost beside 10,000, and how right the time left is
 	@$(PY) -m tests.bench.fairness
 
+bench-direct: setup  ## what a call through the HTTP API costs over the same call made straight
+	@$(PY) -m tests.bench.direct
+
 bench-rollup: setup  ## how long an hour of a million calls takes to sum, and in how much memory
 	@$(PY) -m tests.bench.rollup
+
+bench-scrape: setup  ## what a scrape of /metrics takes on a ledger of 200,000 jobs
+	@$(PY) -m tests.bench.scrape
 
 chaos-short: setup  ## about 5 minutes: the proof of the proof, then every fault on both ledgers, times divided by ten
 	@$(PY) -m pytest -q tests/chaos

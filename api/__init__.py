@@ -3,5 +3,7 @@
 commands/    the command line (click): one file a command or a small family
 helpers/     llm-offload and anchor-offload, which start quickly and need no pool
 use_cases/   submit, watch, check: what every way in calls
+services/    roles as services of the system: systemd, launchd, scheduled tasks
 embedded/    the one-machine pool: a Redis of our own, and the supervisor of all roles
+flower_role  Flower on the pool's Celery app: who may come in, and what it shows of a slice
 """

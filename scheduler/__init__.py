@@ -6,6 +6,9 @@
     dead_classes.py  what waits for a class that nobody serves goes on to the cloud, where it may
     audit.py     second opinions on finished jobs
     rollups.py   sums hours of calls, takes in what the helpers logged, deletes calls that are old
+    watch.py     what is news and nobody wrote down: providers, quotas, backlogs
+    notify.py    makes notices of what is news, and sends them
+    receivers.py who is told: a webhook, or what apprise knows
     redis_keys.py  keeps Redis's keys what Celery expects
     process.py   the role: beat and the worker of queue `scheduler` in one process
 

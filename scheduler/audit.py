@@ -13,6 +13,7 @@ import orjson
 from tasks.auditing import Audited, opinion, question
 from tasks.ledger import audits, submit
 from tasks.ledger.database import Database
+from tasks.ledger.ticks import tick
 from tasks.registry import Registry
 from tasks.schemas import NewJob
 from tasks.states import ANSWERED
@@ -30,6 +31,7 @@ def run_once(db: Database, registry: Registry) -> Counter[str]:
         counts["asked"] += _ask(db, registry, waiting)
         if len(waiting) < BATCH:
             break
+    tick(db, "audit", dict(counts))
     return counts
 
 

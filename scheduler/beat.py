@@ -11,7 +11,7 @@ from typing import Any
 
 from celery.schedules import crontab
 
-from tasks.queues import RUN_AUDIT, RUN_FAN_OUTS, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
+from tasks.queues import RUN_AUDIT, RUN_FAN_OUTS, RUN_NOTIFY, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
 from tasks.settings import Times
 
 
@@ -36,6 +36,9 @@ def table(times: Times) -> tuple[Periodic, ...]:
         Periodic(SWEEP, times.sweep, times.sweep, "leases, lost slices and deadlines; it ends by filling the windows"),
         Periodic(RUN_AUDIT, times.audit, times.audit, "second opinions on finished jobs: chosen, asked for, taken in"),
         Periodic(RUN_FAN_OUTS, times.fan_out, times.fan_out, "fan-outs whose step is over: the next merge, or the end"),
+        Periodic(
+            RUN_NOTIFY, times.notify, times.notify, "tells people what happened, and what a look at the pool shows"
+        ),
         Periodic(RUN_ROLLUP, hour, hour / 2, "sums the hour that has ended, and whatever hour has late calls", 5),
         Periodic(RUN_PRUNE, hour, hour / 2, "deletes calls that are older than their retention", 35),
     )

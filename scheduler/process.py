@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,21 +15,19 @@ from celery.beat import EmbeddedService
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scheduler import audit, fanning, rollups, sweep
+from scheduler import audit, fanning, notify, rollups, sweep
 from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from scheduler.service import Service
-from tasks.app import Publisher, make_app
+from tasks.app import Publisher, hush, make_app
 from tasks.errors import PoolError
-from tasks.ledger import sweeping
+from tasks.ledger import notices, sweeping
 from tasks.ledger.database import Database
 from tasks.ledger.schema import open_ledger
-from tasks.queues import RUN_AUDIT, RUN_FAN_OUTS, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
+from tasks.queues import RUN_AUDIT, RUN_FAN_OUTS, RUN_NOTIFY, RUN_PRUNE, RUN_ROLLUP, SCHEDULER_QUEUE, SWEEP
 from tasks.registry import Registry
 from tasks.settings import Settings
 
-#: threads of the scheduler queue's worker
-THREADS = 4
 #: seconds a sweep waits for Redis: what needs none must not wait for it
 REDIS_S = 2.0
 
@@ -41,6 +40,8 @@ def run(settings: Settings, registry: Registry) -> None:
     if url is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
     db = open_ledger(settings.ledger())
+    if settings.log_format == "json":
+        hush()
     app = make_app(url)
     app.conf.beat_schedule = schedule(settings.times)
     app.conf.beat_max_loop_interval = min(5.0, settings.times.sweep)
@@ -62,7 +63,7 @@ def run(settings: Settings, registry: Registry) -> None:
     worker = app.Worker(
         hostname=f"scheduler@{settings.node}",
         pool="threads",
-        concurrency=THREADS,
+        concurrency=len(services),  # no two ticks of one run at once, so none waits for another's
         queues=[SCHEDULER_QUEUE],
         loglevel=settings.log_level.upper(),
         without_gossip=True,
@@ -87,11 +88,16 @@ def _services(app: Celery, db: Database, broker: redis.Redis, registry: Registry
         RUN_AUDIT: Service("audit", lambda: audit.run_once(db, registry), times.audit),
         RUN_FAN_OUTS: Service("fan-outs", lambda: fanning.run_once(db, registry), times.fan_out),
         RUN_ROLLUP: Service("rollup", lambda: rollups.run_once(db, settings), times.rollup),
-        RUN_PRUNE: Service("prune", lambda: rollups.prune(db, registry), times.rollup),
+        RUN_PRUNE: Service("prune", lambda: _prune(db, registry), times.rollup),
+        RUN_NOTIFY: Service("notify", lambda: notify.run_once(db, registry, times), times.notify),
     }
     for task, service in services.items():
         app.task(name=task, ignore_result=True)(_runs(service))
     return list(services.values())
+
+
+def _prune(db: Database, registry: Registry) -> Counter[str]:
+    return rollups.prune(db, registry) + Counter(notices=notices.prune(db))
 
 
 def _runs(service: Service) -> Callable[[], None]:

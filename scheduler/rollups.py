@@ -9,6 +9,7 @@ import structlog
 from tasks.ledger import rollups
 from tasks.ledger.database import Database
 from tasks.ledger.taking import take_in
+from tasks.ledger.ticks import tick
 from tasks.registry import Registry
 from tasks.settings import Settings
 
@@ -35,4 +36,6 @@ def sum_due(db: Database) -> Counter[str]:
 
 def prune(db: Database, registry: Registry) -> Counter[str]:
     """Delete what the configuration keeps no longer; the counts say how many hours were closed, and calls deleted."""
-    return +Counter(rollups.prune(db, registry.retention.calls_days))
+    counts = rollups.prune(db, registry.retention.calls_days)
+    tick(db, "prune", dict(counts))
+    return +Counter(counts)

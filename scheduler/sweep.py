@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import redis
+import structlog
 from sqlalchemy.engine import Row
 
 from scheduler import dead_classes
@@ -32,6 +33,8 @@ FORGET_WORKERS = 80
 #: intervals without any sweep after which the first one takes no leases back
 AWAY = 3
 
+log = structlog.get_logger(__name__)
+
 
 def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: Registry, times: Times) -> Counter[str]:
     """One sweep; the counts say what it found. Raises OtherTables where the ledger was upgraded meanwhile."""
@@ -44,7 +47,8 @@ def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: R
         _look_after_ledger(db, registry, times, counts)
         trouble = _look_after_broker(db, broker, sender, registry, times, counts)
     finally:  # whatever failed: leases were looked at, and the next sweep takes nobody for away
-        tick(db, "sweep", dict(counts) | {TROUBLE: trouble})
+        totals = {"sweeps": 1, "leases": counts["leases"], "slices": counts["slices"]}
+        tick(db, "sweep", dict(counts) | {TROUBLE: trouble}, totals)
     return counts
 
 
@@ -95,6 +99,7 @@ def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_th
         there = held | _listed(broker, class_queue(model_class))
         lost += [row for row in late if row.model_class == model_class and row.id not in there]
     for row in lost:
+        log.info("a lost slice is sent again", slice=row.id, batch=row.batch_id, jobs=row.jobs)
         sender.send_slice(row.id, row.batch_id, row.model_class, row.jobs)
     sweeping.touch_slices(db, [row.id for row in lost])
     return len(lost)

@@ -19,15 +19,19 @@ from tasks.privacy import Reach, is_cloud_name
 from tasks.providers import Limit, Name, Price, Provider, Strict
 from tasks.registry import (
     CLOUD,
+    DEFAULT_ALIASES,
     DEFAULT_CLASSES,
     DEFAULT_PROVIDERS,
+    ApiSettings,
     AuditSettings,
     ModelClass,
+    NotifySettings,
     PrivacySettings,
     Registry,
     RetentionSettings,
     Serve,
     TimeoutSettings,
+    WebhookTarget,
     nearest,
 )
 from tasks.settings import Settings
@@ -45,6 +49,13 @@ class ConfigFile(Strict):
     privacy: PrivacySettings = PrivacySettings()
     audit: AuditSettings = AuditSettings()
     retention: RetentionSettings = RetentionSettings()
+    notify: NotifySettings = NotifySettings()
+    api: ApiSettings = ApiSettings()
+    aliases: dict[str, str] = Field(
+        default_factory=dict,
+        description="a name that clients of /v1/messages insist on, * for any characters -> a class, a model, "
+        "category:<name> or auto. The first that fits; after those given, claude-*haiku*: small and claude-*: coder",
+    )
 
 
 def config_path(settings: Settings) -> Path | None:
@@ -89,6 +100,9 @@ def _nearest_key(model: type[BaseModel]) -> Callable[[Way], str]:
         "privacy": PrivacySettings,
         "audit": AuditSettings,
         "retention": RetentionSettings,
+        "notify": NotifySettings,
+        "api": ApiSettings,
+        "webhooks": WebhookTarget,
     }
 
     def known(way: Way) -> str:
@@ -106,8 +120,11 @@ def build(file: ConfigFile, source: str, settings: Settings | None = None) -> Re
     classes = _classes(file, providers)
     categories = _categories(file, classes)
     policy = load_policy(settings, categories)
-    registry = Registry(providers, classes, categories, source, policy, file.privacy, file.audit, file.retention)
+    aliases = file.aliases | {name: meant for name, meant in DEFAULT_ALIASES.items() if name not in file.aliases}
+    sections = file.privacy, file.audit, file.retention, file.notify, file.api, aliases
+    registry = Registry(providers, classes, categories, source, policy, *sections)
     _check_auditor(registry)
+    _check_aliases(file, registry)
     return registry
 
 
@@ -184,6 +201,13 @@ def _check_auditor(registry: Registry) -> None:
         raise Fault(path, f"no class is named {name!r}" + nearest(name, list(registry.classes)))
     if registry.reaches.get(name) is Reach.CLOUD:
         raise Fault(path, "is a cloud's; private jobs are audited at home")
+
+
+def _check_aliases(file: ConfigFile, registry: Registry) -> None:
+    for name, meant in file.aliases.items():
+        if not registry.knows(meant):
+            known = [*registry.classes, *registry.models, "auto", *(f"category:{c}" for c in registry.categories)]
+            raise Fault(("aliases", name), f"no class, model or category is {meant!r}" + nearest(meant, known))
 
 
 def _categories(file: ConfigFile, classes: Mapping[str, ModelClass]) -> dict[str, Category]:

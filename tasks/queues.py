@@ -19,6 +19,7 @@ RUN_AUDIT = "scheduler.audit"
 RUN_FAN_OUTS = "scheduler.fan_outs"
 RUN_ROLLUP = "scheduler.rollup"
 RUN_PRUNE = "scheduler.prune"
+RUN_NOTIFY = "scheduler.notify"
 
 QUEUE_PREFIX = "offload."
 #: no queue: no class is called so

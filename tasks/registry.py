@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -137,10 +139,61 @@ class AuditSettings(Strict):
     private_class: Name | None = Field(None, description="a local class of another model; without it, a person")
 
 
+#: names that Anthropic's clients insist on -> what is meant where nothing else is configured; the first that fits
+DEFAULT_ALIASES = {"claude-*haiku*": "small", "claude-*": "coder"}
+
+
 class RetentionSettings(Strict):
     """How long telemetry is kept; rollups are kept for good."""
 
     calls_days: float = Field(30, gt=0, le=36_500, description="days after which a call's row is deleted")
+
+
+#: what an environment variable may be called
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(VARIABLE, name):  # said without it: an address that stands here by mistake is a secret
+        raise ValueError("expected the name of an environment variable, which holds the address")
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_variable), Field(json_schema_extra={"pattern": VARIABLE})]
+
+
+class NotifySettings(Strict):
+    """Who is told what happens, and of what."""
+
+    webhook_env: Variable | None = Field(None, description="the variable that holds a webhook's address")
+    apprise_env: tuple[Variable, ...] = Field((), description="variables that hold addresses of apprise's kinds")
+    backlog_s: float | None = Field(600, gt=0, description="seconds a job may wait for its turn; null: any time")
+    batch_done: bool = Field(False, description="tell the end of every batch; else of those submitted with --notify")
+    quiet_s: float = Field(
+        300, ge=0, le=86_400, description="seconds in which the same is told once, then in one digest"
+    )
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        """Every receiver, by its variable."""
+        return tuple(dict.fromkeys(((self.webhook_env,) if self.webhook_env else ()) + self.apprise_env))
+
+
+class WebhookTarget(Strict):
+    """Who is told the end of batches that came over HTTP, in OpenAI's way. Nobody else is."""
+
+    url_env: Variable = Field(description="the variable that holds the address")
+    secret_env: Variable = Field(description="the variable that holds the secret: whsec_ and base64")
+    events: tuple[Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"], ...] = Field(
+        ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled"), description="of what it is told"
+    )
+    private: bool = Field(False, description="whether it may be on a private network, or on this machine")
+
+
+class ApiSettings(Strict):
+    """The HTTP API."""
+
+    webhooks: tuple[WebhookTarget, ...] = Field((), description="who is told the end of batches")
 
 
 @dataclass(frozen=True)
@@ -155,6 +208,9 @@ class Registry:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    notify: NotifySettings = field(default_factory=NotifySettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def markers(self) -> Markers:
@@ -180,6 +236,18 @@ class Registry:
     def models(self) -> frozenset[str]:
         """Every model that some class names."""
         return frozenset(s.model for c in self.classes.values() for s in c.serve)
+
+    def knows(self, name: str) -> bool:
+        """Whether a request may ask for this model: a class, a configured model, `category:<name>` or `auto`."""
+        if name.startswith("category:"):
+            return name.removeprefix("category:") in self.categories
+        return name == "auto" or name in self.classes or name in self.models
+
+    def meant(self, name: str) -> str:
+        """What a model's name stands for: itself where it is known, else what the first alias that fits says."""
+        if self.knows(name):
+            return name
+        return next((meant for pattern, meant in self.aliases.items() if fnmatchcase(name, pattern)), name)
 
     def category(self, name: str) -> Category | None:
         """A category that a job may have, the pool's own among them."""

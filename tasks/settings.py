@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.errors import ConfigError
@@ -33,6 +33,7 @@ class Times:
     slice_lost: float = 10.0  #: a sent slice may be unclaimed and nowhere in Redis this long
     worker_gone: float = 45.0  #: without a heartbeat for this long a worker is not live
     audit: float = 10.0
+    notify: float = 10.0
     fan_out: float = 5.0  #: between two looks for fan-outs that may go on
     rollup: float = 3600.0  #: between two rollups, and between two prunes
     cancel_check: float = 1.0  #: how often a worker looks for cancelled batches
@@ -49,6 +50,9 @@ class Times:
 
 #: what a node may be called: it is part of names in Celery, in logs and in results
 NODE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+#: basic auth as Flower compares it
+USER_AND_PASSWORD = r"[!-9;-~]+:[!-~]+"
 
 
 def _host_name() -> str:
@@ -80,12 +84,25 @@ class Settings(BaseSettings):
     drain_s: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="seconds a worker that stops lets its calls end"
     )
+    api_key: SecretStr | None = Field(
+        None, min_length=20, description="a key of an administrator for the HTTP API, beside those of `offload keys`"
+    )
+    flower_auth: SecretStr | None = Field(
+        None, description="user:password of Flower's pages; without it one is made and kept in the run folder"
+    )
     time_divisor: float = Field(1.0, gt=0, allow_inf_nan=False, description="divides all recovery times; for tests")
 
     @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("flower_auth")
+    @classmethod
+    def _user_and_password(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(USER_AND_PASSWORD, value.get_secret_value()):
+            raise ValueError("must be user:password, in ASCII without spaces")
+        return value
 
     @cached_property
     def times(self) -> Times:
@@ -101,6 +118,26 @@ class Settings(BaseSettings):
     def pool_file(self) -> Path:
         """What a running pool says of itself: pid, Redis URL (readable by its owner only)."""
         return self.run_dir / "pool.json"
+
+    @property
+    def flower_auth_file(self) -> Path:
+        """Where the user and the password of Flower's pages are kept when none was given (for its owner only)."""
+        return self.run_dir / "flower.auth"
+
+    @property
+    def flower_auth_place(self) -> str:
+        """Where a person finds them."""
+        return "OFFLOAD_FLOWER_AUTH" if self.flower_auth is not None else str(self.flower_auth_file)
+
+    @property
+    def flower_sign(self) -> Path:
+        """A file that Flower touches every second while it serves."""
+        return self.run_dir / "flower.alive"
+
+    @property
+    def api_sign(self) -> Path:
+        """A file that the HTTP API touches every second while it serves."""
+        return self.run_dir / "api.alive"
 
     @property
     def helper_log(self) -> Path:
@@ -134,7 +171,10 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        lines = [f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        lines = [
+            f"OFFLOAD_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_input=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
     try:
         settings.home = settings.home.expanduser().absolute()

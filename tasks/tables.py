@@ -14,7 +14,8 @@ usage         what a provider's calls took of its limits, by window
 rollups       an hour's calls, summed, one row a key
 rolled_hours  which hours are summed, from how many calls, and which are closed
 taken_logs    how far each log of the helpers was taken in
-events        what people should know: alarms
+events        what happened that people should know; of most of it notices are made
+notices       what a receiver is told, or will be: the outbox
 ticks         when each periodic service last ran
 pool          facts of this pool: one row
 api_keys      who may use the HTTP API, and for what
@@ -37,8 +38,11 @@ BIG = BigInteger().with_variant(Integer, "sqlite")
 IS_OUT = text("jobs.state IN ('dispatched', 'running')")
 IS_TAKEN_BACK = text("jobs.state = 'queued' AND jobs.taken_back_at IS NOT NULL")
 IN_SLICE = text("slice_id IS NOT NULL")
+#: likewise, of ix_events_news and ix_notices_waiting
+IS_NEWS = text("NOT events.noticed")
+IS_WAITING = text("notices.state = 'waiting'")
 #: defaults that the database itself has: rows of before a migration get it
-ZERO, EMPTY = text("0"), text("''")
+ZERO, EMPTY, FALSE = text("0"), text("''"), text("false")
 #: due_at of a job that waits for nothing: no clock, however wrong, puts it off
 AT_ONCE = 0.0
 
@@ -60,6 +64,7 @@ class Batch(SQLModel, table=True):
     deadline_at: float
     cancelled_at: float | None = None
     paused_at: float | None = None  #: dispatch sends nothing of it
+    notify: bool = Field(default=False, sa_column_kwargs={"server_default": FALSE})  #: its end is told
     retry_of: str | None = Field(default=None, foreign_key="batches.id", index=True)  #: whose lines these are again
     served_at: float = 0  #: when dispatch last took from it; fair turns
     idempotency_key: str | None = Field(default=None, unique=True)
@@ -222,15 +227,43 @@ class Usage(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """Something that people should know."""
+    """Something that happened and that people should know. detail: ids, configured names, counts and codes."""
 
     __tablename__ = "events"
+    __table_args__ = (Index("ix_events_news", "id", sqlite_where=IS_NEWS, postgresql_where=IS_NEWS),)
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
     at: float
     kind: str
     subject: str
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    times: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})  #: how often, in one commit
+    noticed: bool = Field(default=False, sa_column_kwargs={"server_default": FALSE})  #: no notice is to be made of it
+
+
+class Notice(SQLModel, table=True):
+    """What happened to one subject, for one receiver; see tasks/notices.py."""
+
+    __tablename__ = "notices"
+    __table_args__ = (
+        Index("ix_notices_waiting", "receiver", "due_at", sqlite_where=IS_WAITING, postgresql_where=IS_WAITING),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
+    receiver: str  #: the variable that holds its address
+    kind: str
+    subject: str
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  #: of the last time
+    times: int = 1
+    first_at: float
+    last_at: float
+    made_at: float
+    state: str = "waiting"  #: or sent, failed (given up)
+    due_at: float  #: not before
+    lease_until: float | None = None  #: until then somebody sends it
+    tries: int = 0
+    sent_at: float | None = None
+    answer: str | None = None  #: the receiver's last, in words
 
 
 class PoolFacts(SQLModel, table=True):
@@ -472,6 +505,9 @@ class ApiBatch(SQLModel, table=True):
     cancelling_at: float | None = None
     cancelled_at: float | None = None
     errors: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    told: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: webhooks that know its end
+    tell_at: float | None = Field(default=None, index=True)  #: when they are tried next; None when all know, or none is
+    tries: int = 0
     gone: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))  #: of its files, the deleted
 
 

@@ -96,6 +96,15 @@ def room(
     return min(wanted - fresh, MOST_UNCLAIMED * sum(windows.values()) - unclaimed)
 
 
+def window(model_class: str, live: Sequence[LiveWorker]) -> int:
+    """Jobs of a class that may be sent and in nobody's hand, by the turns that there are."""
+    serving = [s for s in live if model_class in s.classes]
+    if not serving:
+        return IDLE_WINDOW
+    mine = [s.capacity for s in serving if s.turn_class == model_class or s.turn_class not in s.classes]
+    return MOST_UNCLAIMED * WINDOW * sum(mine)
+
+
 def share(open_jobs: int, largest: int) -> int:
     """What a batch gets of a class beside an equal one. largest: the open jobs of the largest of its equals.
 

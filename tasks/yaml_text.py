@@ -59,11 +59,12 @@ def understood(text: str, source: str, expected: str, build: Callable[[dict[str,
 
 def _loaded(text: str, source: str) -> tuple[yaml.Node | None, Any]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)  # not libyaml's: it ends the process on a text that nests deeply
+        root = loader.get_single_node()
         if _size(root, {}) > MOST_VALUES:
             raise ConfigError(f"{source}: holds more than {MOST_VALUES} values")
-        data = yaml.safe_load(text) or {}
         _check_keys_differ(root, source)
+        data = loader.construct_document(root) if root is not None else {}  # puts what is merged before a mapping's own
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -73,7 +74,7 @@ def _loaded(text: str, source: str) -> tuple[yaml.Node | None, Any]:
         raise ConfigError(f"{source}: nests too deeply, or within itself") from None
     except ValueError as error:  # an impossible date
         raise ConfigError(f"{source}: not YAML: {error}") from None
-    return root, data
+    return root, data or {}
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
@@ -137,7 +138,7 @@ def _line(node: yaml.Node | None, path: Way) -> int:
     line = 1
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            pair = next(((k, v) for k, v in reversed(node.value) if k.value == str(part)), None)
             if pair is None:
                 break
             line, node = pair[0].start_mark.line + 1, pair[1]

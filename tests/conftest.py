@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.postgres import Postgres
 
-pytest.register_assert_rewrite("tests.unit.lives")  # a life that fails says with what
+pytest.register_assert_rewrite("tests.unit.lives", "tests.unit.hours")  # a life that fails says with what
 
 
 @pytest.fixture(scope="session")

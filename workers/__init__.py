@@ -9,6 +9,8 @@
     asking.py      a job becomes a Call (pure)
     judging.py     a reply or an error becomes an Outcome (pure)
     recorder.py    outcomes become commits, in groups
+    saying.py      what the log says of jobs
+    tracing.py     what OpenTelemetry is told of slices and calls
     heartbeat.py   renews leases, reports the worker, drops what was cancelled
     draining.py    follows what is wanted of the node: drained, stopped, serving again
     server_commands.py  runs the commands that start and stop this node's model server

@@ -13,10 +13,12 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from itertools import count
 from typing import Any, TypeVar
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from tasks.errors import Busy, CallError, Misconfigured, Offline
 from tasks.ledger.claims import Claimed, Identity
@@ -30,6 +32,8 @@ from workers.hand import Hand, Held
 from workers.judging import failed, given_back, succeeded
 from workers.line import Line
 from workers.meter import FREE, Meter
+from workers.saying import named, say, unheard, where
+from workers.tracing import Traces
 
 #: seconds between two looks of the loop at itself: leases, pauses, a sign of life
 TICK_S = 0.2
@@ -54,8 +58,10 @@ class Loop(threading.Thread):
         put: Callable[[Outcome], None],
         meter: Meter | None = None,
         full: Callable[[], bool] = lambda: False,
+        traces: Traces | None = None,
     ) -> None:
         super().__init__(name="loop", daemon=True)
+        self._traces = traces
         self._full = full  # whether so many results wait to be recorded that nothing more may start
         self._meter = meter or FREE
         self.hand = Hand()
@@ -166,6 +172,7 @@ class Loop(threading.Thread):
 
     def run(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(unheard)
         ticking = self._loop.create_task(self._tick())
         ticking.add_done_callback(lambda _: self._loop.stop())
         self._loop.call_soon(self._lost, Health.OFFLINE, "not asked yet")  # the first probe opens the gate
@@ -181,7 +188,8 @@ class Loop(threading.Thread):
             self.ticked_at = time.monotonic()
             overdue = self.hand.overdue(self._times.fence_margin)
             if overdue:
-                log.warning("leases could not be renewed: closing their calls", jobs=len(overdue))
+                batches = named(held.job.batch_id for held in overdue)
+                log.warning("leases could not be renewed: closing their calls", jobs=len(overdue), batches=batches)
                 self._drop(overdue)
             self._pump()
             await asyncio.sleep(TICK_S)
@@ -206,7 +214,7 @@ class Loop(threading.Thread):
             held = heapq.heappop(self._waiting)[2]
             if held.dropped:
                 continue
-            held.call = self._loop.create_task(self._run_job(held))
+            held.call = self._loop.create_task(self._run_job(held), context=Context())  # not that of who handed it over
             held.call.add_done_callback(functools.partial(self._settle, held))
             self._running.add(held.call)
             free -= 1
@@ -215,6 +223,7 @@ class Loop(threading.Thread):
     async def _run_job(self, held: Held) -> None:
         """One job, from its call to its outcome, which every way through here ends in."""
         job, asked, started_at, began = held.job, None, held.unix_time(), time.monotonic()
+        bind_contextvars(job=job.id, batch=job.batch_id)
         try:
             asked = ask(job, self._registry, self._me.provider)
             async with self._meter.measured(asked) as took:
@@ -228,9 +237,12 @@ class Loop(threading.Thread):
         except asyncio.CancelledError:
             outcome = given_back(job, self._me, asked, started_at, _ms_since(began))
         except Exception as error:  # a fault of ours must not take the other jobs with it
-            log.error("a job failed inside the worker", job=job.id, error=type(error).__name__, where=_where(error))
+            log.error("a job failed inside the worker", error=type(error).__name__, where=where(error))
             internal = CallError("internal", f"the worker failed on it ({type(error).__name__})")
             outcome = failed(job, internal, self._me, asked, started_at, _ms_since(began))
+        say(outcome, job)
+        if self._traces is not None:
+            self._traces.called(job, asked, outcome)
         self._end(held, outcome)
 
     def _end(self, held: Held, outcome: Outcome) -> None:
@@ -291,7 +303,7 @@ class Loop(threading.Thread):
 
     def _probe(self) -> None:
         if not self._quiet and (self._probing is None or self._probing.done()):
-            self._probing = self._loop.create_task(self._probe_until_whole())
+            self._probing = self._loop.create_task(self._probe_until_whole(), context=Context())  # it is no job's
 
     async def _probe_until_whole(self) -> None:
         """Ask the provider until it answers and has every model, with growing waits."""
@@ -311,7 +323,7 @@ class Loop(threading.Thread):
         try:
             return await self._backend.probe()
         except Exception as error:  # a probe that fails must not be the last one
-            log.error("a probe failed inside the worker", error=type(error).__name__, where=_where(error))
+            log.error("a probe failed inside the worker", error=type(error).__name__, where=where(error))
             return Probe(Health.MISCONFIGURED, f"its probe failed ({type(error).__name__})")
 
     def _learn(self, probe: Probe) -> None:
@@ -357,11 +369,3 @@ class Loop(threading.Thread):
 
 def _ms_since(began: float) -> float:
     return (time.monotonic() - began) * 1000
-
-
-def _where(error: Exception) -> str:
-    """File and line of a fault of ours; its message is not shown, because it may hold a prompt."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return "?" if frame is None else f"{frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}"

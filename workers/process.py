@@ -15,7 +15,7 @@ import structlog
 from celery import Celery, signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.app import Publisher, make_app
+from tasks.app import Publisher, hush, make_app
 from tasks.errors import ConfigError, PoolError
 from tasks.ledger import claims
 from tasks.ledger.claims import Identity
@@ -28,6 +28,7 @@ from tasks.queues import class_queue
 from tasks.registry import Registry, cloud_keys
 from tasks.settings import Settings
 from tasks.states import JobState
+from workers import tracing
 from workers.backends import for_provider
 from workers.claiming import Claiming
 from workers.consuming import consume_step
@@ -63,6 +64,8 @@ def run(
     if broker is None:
         raise PoolError("no Redis is known here: start the pool with `offload up`, or set OFFLOAD_REDIS_URL")
     db = open_ledger(settings.ledger())
+    if settings.log_format == "json":
+        hush()
     me = Identity(node, provider, secrets.token_hex(8), os.getpid())
     WorkerProcess(settings, registry, registry.providers[provider], db, me, classes, make_app(broker), broker).run()
 
@@ -111,6 +114,7 @@ class WorkerProcess:
         self._classes = classes
         self._app = app
         self._refill = Refill(db, Publisher(app), registry.reaches, settings.times)
+        self._traces = tracing.start(me, provider)
         self._recorder = Recorder(db, lambda: not self._loop.in_flight, self._recorded)
         self._loop = Loop(
             for_provider(provider, registry.markers),
@@ -121,6 +125,7 @@ class WorkerProcess:
             self._recorder.put,
             Meter(db, provider) if provider.limits else None,
             full=lambda: self._recorder.full,
+            traces=self._traces,
         )
         self._claiming = Claiming(db, me, self._loop.hand, settings.times.lease)
         self._heartbeat = Heartbeat(
@@ -135,7 +140,7 @@ class WorkerProcess:
     def run(self) -> None:
         """Serve until told to stop, then drain; SystemExit where the watchdog ended it."""
         claims.register(self._db, self._me, self._classes, self._provider.for_batches, self._provider.reach)
-        register_task(self._app, self._db, self._loop, self._claiming)
+        register_task(self._app, self._db, self._loop, self._claiming, self._traces)
         threading.excepthook = _end_process  # a worker without one of its threads would hold leases for nothing
         gc.collect()
         gc.freeze()  # the libraries' objects live as long as the process: looking through them cost a tenth of the time
@@ -177,6 +182,8 @@ class WorkerProcess:
 
     def _recorded(self, group: list[Outcome]) -> None:
         self._loop.hand.forget((o.job_id, o.fence) for o in group)
+        if self._traces is not None:
+            self._traces.recorded(group)
         self._refill.ask(o.delay for o in group if o.state is JobState.QUEUED and o.delay)
 
     def _drain(self) -> None:
@@ -187,6 +194,8 @@ class WorkerProcess:
         self._heartbeat.stop()
         self._refill.stop()
         self._watchdog.stop()
+        if self._traces is not None:
+            self._traces.close()
         try:
             claims.leave(self._db, self._me)
         except SQLAlchemyError as error:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
 from tasks.validation import clean
+from workers.saying import named
 
 #: seconds, rows and bytes of output that one group collects; the bytes bound a worker's memory
 GROUP_S, GROUP_ROWS, GROUP_BYTES = 0.1, 200, 1_000_000
@@ -97,13 +98,18 @@ class Recorder(threading.Thread):
                 stale += record(self._db, left)
             except SQLAlchemyError as error:  # results wait here; their leases end, the fences decide later
                 if not self._away:
-                    log.error("the ledger cannot be written", error=type(error).__name__, results=len(group))
+                    log.error(
+                        "the ledger cannot be written",
+                        error=type(error).__name__,
+                        results=len(group),
+                        batches=named(o.batch_id for o in group),
+                    )
                 self._away = True
                 time.sleep(LEDGER_RETRY_S)
             else:
                 self._away = False
         if stale:
-            log.warning("stale results changed nothing", stale=stale)
+            log.warning("stale results changed nothing", stale=stale, batches=named(o.batch_id for o in group))
         self._count(-size)
         self._recorded(group)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import structlog
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
+from structlog.contextvars import bound_contextvars
 
 from tasks.ledger import claims
 from tasks.ledger.claims import ALONE_CRASHES
@@ -16,19 +17,21 @@ from tasks.queues import RUN_SLICE
 from workers.claiming import Claiming
 from workers.hand import Held
 from workers.loop import Loop
+from workers.tracing import Traces
 
 log = structlog.get_logger(__name__)
 
 
-def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> None:
+def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming, traces: Traces | None = None) -> None:
     """Give the app its one task that runs jobs."""
 
     @app.task(name=RUN_SLICE, ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def run_slice(slice: str) -> None:
-        try:
-            take(slice)
-        except SQLAlchemyError as error:  # the sweep sends the slice again
-            log.error("a slice could not be claimed", slice=slice[:64], error=type(error).__name__)
+        with bound_contextvars(slice=slice[:64]):
+            try:
+                take(slice)
+            except SQLAlchemyError as error:  # the sweep sends the slice again
+                log.error("a slice could not be claimed", error=type(error).__name__)
 
     def take(slice_id: str) -> None:
         if not loop.takes:
@@ -39,6 +42,8 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
             held = claiming.claim(slice_id, started=at_once, taken_back_started=free)
             if not held:
                 return
+            if traces is not None:
+                traces.claimed(slice_id, held)
             alone = any(h.job.crashes >= ALONE_CRASHES for h in held)
             if not alone and (at_once or (free and held[0].job.taken_back)):  # that has waited for a lease already
                 loop.hand_over(held)
@@ -52,4 +57,5 @@ def register_task(app: Celery, db: Database, loop: Loop, claiming: Claiming) -> 
         try:
             claims.mark_started(db, [h.job for h in held])
         except SQLAlchemyError as error:  # they run unmarked: a crash would not be counted, nothing else is lost
-            log.error("jobs could not be marked as started", error=type(error).__name__)
+            batch = held[0].job.batch_id
+            log.error("jobs could not be marked as started", batch=batch, jobs=len(held), error=type(error).__name__)

@@ -32,9 +32,10 @@ LOG_KEPT_BYTES = 10 * 1024 * 1024
     is_flag=True,
     help="Use the shipped simulator when no model server here serves every class.",
 )
+@click.option("--monitor", is_flag=True, help="Run Flower and /metrics as well, on loopback; say where they are.")
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print JSON.")
-def up(detach: bool, simulate: bool, as_json: bool) -> None:
-    """Run the whole pool on this machine until Ctrl-C: Redis, beat, one worker per provider."""
+def up(detach: bool, simulate: bool, monitor: bool, as_json: bool) -> None:
+    """Run the whole pool on this machine until Ctrl-C: Redis, beat, one worker per provider, the HTTP API."""
     if as_json and not detach:
         raise click.UsageError("--json needs --detach")
     settings = load_settings()
@@ -44,16 +45,17 @@ def up(detach: bool, simulate: bool, as_json: bool) -> None:
     if (pid := running_pid(settings)) is not None:
         raise PoolError(f"a pool is running in {settings.home} already (pid {pid}); `offload down` stops it")
     if detach:
-        _detach(settings, simulate, as_json)
+        _detach(settings, simulate, monitor, as_json)
         return
     configure_logs(settings)
-    Supervisor(settings, simulate).run()
+    Supervisor(settings, simulate, monitor).run()
 
 
-def _detach(settings: Settings, simulate: bool, as_json: bool) -> None:
+def _detach(settings: Settings, simulate: bool, monitor: bool, as_json: bool) -> None:
     log = _log_file(settings)
     offset = log.stat().st_size
-    command = [sys.executable, "-P", "-m", "api", "up", *(["--simulator"] if simulate else [])]
+    flags = [flag for flag, on in (("--simulator", simulate), ("--monitor", monitor)) if on]
+    command = [sys.executable, "-P", "-m", "api", "up", *flags]
     with log.open("ab") as out:
         child = subprocess.Popen(
             command,
@@ -87,11 +89,17 @@ def _log_file(settings: Settings) -> Path:
 
 
 def _say_up(settings: Settings, pid: int, as_json: bool) -> None:
-    servers = read_pool(settings).get("servers", "")
+    pool = read_pool(settings)
+    servers, monitor, api = pool.get("servers", ""), pool.get("monitor", {}), pool.get("api", "")
     if as_json:
-        print_json({"pid": pid, "home": str(settings.home), "servers": servers})
+        print_json({"pid": pid, "home": str(settings.home), "servers": servers, "api": api, "monitor": monitor})
         return
     say(f"model server: {servers}")
+    say(f"API: {api}/v1")
+    if flower := monitor.get("flower"):
+        say(f"flower: {flower} (user and password: {settings.flower_auth_place})")
+    if metrics := monitor.get("metrics"):
+        say(f"metrics: {metrics}")
     say(f"the pool is up (pid {pid}), its state in {settings.home}; stop it with: offload down")
 
 

@@ -1,4 +1,4 @@
-"""offload worker, offload beat, offload api, offload simulate: the roles one by one, in the foreground"""
+"""offload worker, beat, api, flower, simulate: the roles one by one, in the foreground"""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import re
 
 import click
 
-from api.logs import configure_logs
+from api.embedded.ports import API_PORT, FLOWER_PORT
+from api.logs import role_logs
 from tasks.config import load_registry
 from tasks.settings import NODE, load_settings
-
-#: where the HTTP API listens unless told otherwise
-API_PORT = 8080
 
 
 def _node(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
@@ -30,18 +28,18 @@ def worker(node: str | None, provider: str, serves: str | None, allow_cloud_key:
     from workers import process
 
     settings = load_settings()
-    configure_logs(settings)
     classes = [name.strip() for name in serves.split(",") if name.strip()] if serves is not None else None
     if classes == []:
         raise click.UsageError("--serves names no class")
-    process.run(
-        settings,
-        load_registry(settings),
-        provider,
-        node or settings.node,
-        classes,
-        cloud_key_is_fine=allow_cloud_key,
-    )
+    with role_logs(settings):
+        process.run(
+            settings,
+            load_registry(settings),
+            provider,
+            node or settings.node,
+            classes,
+            cloud_key_is_fine=allow_cloud_key,
+        )
 
 
 @click.command()
@@ -50,8 +48,8 @@ def beat() -> None:
     from scheduler import process
 
     settings = load_settings()
-    configure_logs(settings)
-    process.run(settings, load_registry(settings))
+    with role_logs(settings):
+        process.run(settings, load_registry(settings))
 
 
 @click.command()
@@ -63,8 +61,29 @@ def api(address: str, port: int) -> None:
     from api.use_cases.pool import Pool
 
     settings = load_settings()
-    configure_logs(settings)
-    serving.serve(Pool(settings), address, port)
+    with role_logs(settings):
+        serving.serve(Pool(settings), address, port)
+
+
+def _prefix(context: click.Context, option: click.Parameter, path: str) -> str:
+    prefix = path.strip("/")
+    if not re.fullmatch(r"([A-Za-z0-9_~-]+(/[A-Za-z0-9_~-]+)*)?", prefix):
+        raise click.BadParameter("letters, digits, dashes and underscores, with slashes between")
+    return prefix
+
+
+@click.command()
+@click.option("--address", metavar="ADDR", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=FLOWER_PORT, show_default=True, help="0: a free one.")
+@click.option("--url-prefix", metavar="PATH", default="", callback=_prefix, help="All pages are under it.")
+@click.option("--writable", is_flag=True, help="Let the pages stop workers and send tasks; else they only show.")
+def flower(address: str, port: int, url_prefix: str, writable: bool) -> None:
+    """Be Flower, the pool's monitor, until Ctrl-C; OFFLOAD_FLOWER_AUTH is its user:password, else one is made."""
+    from api import flower_role
+
+    settings = load_settings()
+    with role_logs(settings):
+        flower_role.run(settings, load_registry(settings), flower_role.Door(address, port, url_prefix, writable))
 
 
 def __getattr__(name: str) -> click.Command:

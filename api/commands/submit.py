@@ -38,6 +38,7 @@ SAY_EVERY_LINES = 100_000
 @click.option("--depends-on", "needs", multiple=True, metavar="ID", help="Wait for that batch's end; repeatable.")
 @said_options
 @app_option
+@click.option("--notify", is_flag=True, help="Tell the end of the batch to those whom offload.yaml names.")
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; write the others to FILE.rejected.")
 @click.option("--wait", "waits", is_flag=True, help="Show progress, then write the results.")
 @click.option("-o", "--output", metavar="OUT", help="With --wait: where the results go (default: stdout).")
@@ -53,6 +54,7 @@ def submit(
     needs: tuple[str, ...],
     said: Said,
     app: str | None,
+    notify: bool,
     skip_invalid: bool,
     waits: bool,
     output: str | None,
@@ -80,6 +82,7 @@ def submit(
         key=key,
         priority=priority,
         needs=needs,
+        notify=notify,
         deadline=DEFAULT_DEADLINE_S if deadline is None else deadline,
         rejects=rejects.open if skip_invalid else None,
         on_fault=_say_fault,

@@ -10,6 +10,7 @@
 State is in one folder, OFFLOAD_HOME:
     ledger.db        the SQLite ledger
     redis/           the embedded Redis's append-only file
-    run/             lock, pool.json (0600: it holds the Redis password), detected.yaml, redis.conf
+    run/             lock, pool.json (0600: it holds the Redis password), detected.yaml, redis.conf,
+                     flower.auth (0600) and flower.alive, which Flower touches
     logs/pool.log    the background pool's log
 """

@@ -68,8 +68,12 @@ def find_binary() -> str:
     )
 
 
-def free_port() -> int:
-    """A TCP port of loopback that nobody uses now."""
+def free_port(wanted: int = 0) -> int:
+    """A TCP port of loopback that nobody uses now: the one that is wanted, where that is free."""
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, bool(wanted))  # what a pool before this one closed is free
+        try:
+            s.bind(("127.0.0.1", wanted))
+        except OSError:
+            return free_port()
         return int(s.getsockname()[1])

@@ -18,6 +18,7 @@ import structlog
 import yaml
 
 from api.embedded import discover, redis_server
+from api.embedded.ports import API_PORT, FLOWER_PORT, METRICS_PORT
 from api.embedded.state import held_lock, write_pool
 from api.embedded.vital_signs import VitalSigns
 from tasks.config import config_path, load_registry
@@ -40,6 +41,8 @@ START_S = 60.0
 FROZEN_S = 15.0
 #: seconds between two looks at the roles
 WATCH_S = 0.2
+#: seconds a monitor is given: it holds nothing
+MONITOR_GRACE_S = 2.0
 #: seconds between looks for a model server while there is none
 LOOK_AGAIN_S = 10.0
 
@@ -109,10 +112,15 @@ class Role:
 
 @dataclass
 class Supervisor:
-    """The pool of one machine. simulate: use the shipped simulator when no server here serves every class."""
+    """The pool of one machine.
+
+    simulate: use the shipped simulator when no server here serves every class. monitor: run Flower and the
+    exporter of metrics as well.
+    """
 
     settings: Settings
     simulate: bool = False
+    monitor: bool = False
     roles: list[Role] = field(default_factory=list)
     _stop: bool = False
     _keys: list[str] = field(default_factory=list)
@@ -138,7 +146,7 @@ class Supervisor:
 
     def _start(self) -> Database:
         db = open_ledger(self.settings.ledger())
-        self._keys = cloud_keys(load_registry(self.settings))
+        self._keys = _secrets(load_registry(self.settings))
         url = self._start_redis()
         self.settings.redis_url = url
         registry = self._find_registry()
@@ -152,8 +160,11 @@ class Supervisor:
             "ready": False,
         }
         write_pool(self.settings, self._pool)
-        self._add("beat", "beat")
+        self._add("beat", "beat", keeps=registry.notify.receivers)
         self._add_workers(registry)
+        self._pool["api"] = self._add_api(registry)
+        if self.monitor:
+            self._pool["monitor"] = self._add_monitor()
         self._wait_until_ready(db)
         self._pool["ready"] = True
         write_pool(self.settings, self._pool)
@@ -208,6 +219,22 @@ class Supervisor:
         self._add("simulator", "simulate", "--port", str(port), *SIMULATOR_PACE)
         return f"http://127.0.0.1:{port}"
 
+    def _add_api(self, registry: Registry) -> str:
+        """Start the HTTP API, which has the clouds' keys: it calls for those who wait. Where it listens."""
+        self.settings.api_sign.unlink(missing_ok=True)  # of one that was killed
+        port = redis_server.free_port(API_PORT)
+        secrets = [name for hook in registry.api.webhooks for name in (hook.url_env, hook.secret_env)]
+        self._add("api", "api", "--port", str(port), keeps=[*self._keys, *secrets])
+        return f"http://127.0.0.1:{port}"
+
+    def _add_monitor(self) -> dict[str, str]:
+        """Start what people watch the pool with; nothing waits for it. What -> where."""
+        port = redis_server.free_port(FLOWER_PORT)
+        self._add("flower", "flower", "--port", str(port), grace_s=MONITOR_GRACE_S)
+        metrics = redis_server.free_port(METRICS_PORT)
+        self._add("metrics", "metrics", "--port", str(metrics), grace_s=MONITOR_GRACE_S)
+        return {"flower": f"http://127.0.0.1:{port}/", "metrics": f"http://127.0.0.1:{metrics}/metrics"}
+
     def _servers(self, registry: Registry) -> str:
         """In words: what will run the jobs."""
         if any(r.name == "simulator" for r in self.roles):
@@ -216,7 +243,7 @@ class Supervisor:
         return ", ".join(f"{p.name} ({p.where})" for p in used) or "none was found yet"
 
     def _add_workers(self, registry: Registry) -> None:
-        self._keys = cloud_keys(registry)
+        self._keys = _secrets(registry)
         for name, provider in registry.providers.items():
             if registry.classes_of(name):
                 keeps = [provider.api_key_env] if provider.api_key_env else []
@@ -224,14 +251,15 @@ class Supervisor:
             else:
                 log.warning("a provider serves no class", provider=name)
 
-    def _add(self, name: str, *arguments: str, keeps: Sequence[str] = ()) -> None:
+    def _add(self, name: str, *arguments: str, keeps: Sequence[str] = (), grace_s: float | None = None) -> None:
         command = (sys.executable, "-P", "-m", "api", *arguments)  # -P: never the current folder's code
         role = self._role(name, command, keeps)
+        role.grace_s = grace_s or role.grace_s
         self.roles.append(role)
         role.start()
 
     def _role(self, name: str, command: Sequence[str], keeps: Sequence[str] = ()) -> Role:
-        """A role; of the clouds' keys it gets those that it keeps."""
+        """A role; of the secrets it gets those that it keeps."""
         environment = {k: v for k, v in os.environ.items() if k not in self._keys or k in keeps}
         environment["OFFLOAD_HOME"] = str(self.settings.home)
         if self.settings.redis_url is not None:  # by environment, which others cannot read, and not by a file to lose
@@ -242,13 +270,13 @@ class Supervisor:
         return Role(name, command, self.settings.drain_s + STOP_GRACE_S, environment)
 
     def _wait_until_ready(self, db: Database) -> None:
-        """Every worker has entered itself, and beat has ticked."""
+        """Every worker has entered itself, beat has ticked, and the API serves."""
         wanted = {r.name.removeprefix("worker ") for r in self.roles if r.name.startswith("worker ")}
         began, until = self._pool["started_at"], time.monotonic() + START_S
         while not self._stop and time.monotonic() < until:
             mine = [w for w in reading.all_workers(db) if w.node == self.settings.node]
             here = {w.provider for w in mine if w.last_seen >= began}
-            if wanted <= here and (ticks.ticked_at(db, "sweep") or 0.0) >= began:
+            if wanted <= here and self.settings.api_sign.exists() and (ticks.ticked_at(db, "sweep") or 0.0) >= began:
                 return
             self._keep_roles()
             time.sleep(0.05)
@@ -259,7 +287,8 @@ class Supervisor:
 
     def _watch(self, db: Database, still_ours: Callable[[], bool]) -> None:
         silent_s = max(FROZEN_S, self.settings.times.worker_gone)
-        signs = VitalSigns(db, self.settings.redis_url or "", self.settings.node, silent_s)
+        files = {"flower": self.settings.flower_sign, "api": self.settings.api_sign}
+        signs = VitalSigns(db, self.settings.redis_url or "", self.settings.node, silent_s, files)
         ledger = db.path.stat() if db.path else None  # PostgreSQL is nobody's file
         next_look = time.monotonic() + LOOK_AGAIN_S
         while not self._stop:
@@ -306,6 +335,11 @@ class Supervisor:
                 role.ask_to_stop()
             for role in group:
                 role.join()
+
+
+def _secrets(registry: Registry) -> list[str]:
+    """Variables that one role needs and no other gets: clouds' keys, and the addresses of who is told."""
+    return [*cloud_keys(registry), *registry.notify.receivers]
 
 
 def _is_same(before: os.stat_result | None, path: Path | None) -> bool:

@@ -1,6 +1,7 @@
 """Which roles are frozen: alive as processes, and doing nothing (SIGSTOP, a hung disk, a deadlock).
 
-A sign is a value that a living role changes: a worker's heartbeat, beat's tick, Redis's answer.  A role whose sign
+A sign is a value that a living role changes: a worker's heartbeat, beat's tick, Redis's answer, a file that a role
+touches.  A role whose sign
 has stood still for longer than workers may be silent is frozen.  Only changes count, by the monotonic clock, so a
 clock that jumps freezes nobody.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import redis
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,10 +23,16 @@ LOOKS = 10
 
 
 class VitalSigns:
-    """The signs of one machine's roles, by role name; other nodes' workers are in the ledger, too."""
+    """The signs of one machine's roles, by role name; other nodes' workers are in the ledger, too.
 
-    def __init__(self, db: Database, redis_url: str, node: str, silent_s: float) -> None:
+    files: role -> what it touches while it lives.
+    """
+
+    def __init__(
+        self, db: Database, redis_url: str, node: str, silent_s: float, files: Mapping[str, Path] | None = None
+    ) -> None:
         self._db = db
+        self._files = dict(files or {})
         self._node = node
         self._redis = redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2)
         self._silent_s = silent_s
@@ -48,13 +56,13 @@ class VitalSigns:
         ]
 
     def _signs(self) -> dict[str, object]:
-        signs: dict[str, object] = {}
+        signs: dict[str, object] = {name: _touched(file) for name, file in self._files.items()}
         try:
             here = [w for w in reading.all_workers(self._db) if w.node == self._node]
-            signs = {f"worker {w.provider}": w.last_seen for w in here}
+            signs |= {f"worker {w.provider}": w.last_seen for w in here}
             signs["beat"] = ticks.ticked_at(self._db, "sweep")
         except SQLAlchemyError:
-            return {}  # a ledger that cannot be read says nothing of the roles
+            return signs  # a ledger that cannot be read says nothing of the roles
         try:
             self._redis.ping()
             signs["redis"] = time.monotonic()
@@ -62,3 +70,10 @@ class VitalSigns:
             signs["redis"] = self._seen.get("redis", (None, 0.0))[0]
             signs.pop("beat")  # beat cannot tick without it
         return signs
+
+
+def _touched(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None

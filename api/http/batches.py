@@ -78,6 +78,7 @@ def create(
         "window": new.completion_window,
         "meta": new.metadata,
         "said": {"tier": said.tier, "app": said.app},
+        "tell_at": 0.0 if _pool(request).registry.api.webhooks else None,
         "request_key": f"{caller.owner}:{idempotency_key}" if idempotency_key else None,
         "request_hash": hashlib.blake2b(orjson.dumps(new.model_dump()), digest_size=16).hexdigest(),
     }

@@ -100,6 +100,12 @@ async def _answered(request: Request, caller: Caller, path: str) -> Response:
 
 async def read(request: Request, caller: Caller, path: str) -> direct.Request:
     """The request that a body of OpenAI's makes; raises ApiError for its first fault, or where it is refused."""
+    body, size = await body_of(request)
+    return await judged(request, caller, path, body, size)
+
+
+async def body_of(request: Request) -> tuple[dict[str, Any], int]:
+    """The body, and its size in bytes; raises ApiError for what is no JSON object."""
     raw = await request.body()
     try:
         body = orjson.loads(raw)
@@ -107,20 +113,26 @@ async def read(request: Request, caller: Caller, path: str) -> direct.Request:
         raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_type")
-    return await judged(request, caller, path, body, len(raw))
+    return body, len(raw)
 
 
 async def judged(request: Request, caller: Caller, path: str, body: dict[str, Any], size: int) -> direct.Request:
     """The same of a body that was read."""
+    found = await checked(request, caller, path, body, size)
+    if found.job.route.state is JobState.REFUSED:
+        telling(request).refused(found.job)
+        words = f"Policy and privacy leave nowhere to run this: {found.job.route.words}"
+        raise ApiError(403, words, code="refused")
+    return found
+
+
+async def checked(request: Request, caller: Caller, path: str, body: dict[str, Any], size: int) -> direct.Request:
+    """The same, whether it may be sent anywhere or not."""
     app = request.headers.get("x-offload-app")
     given = (path, body, request.app.state.pool, caller.said(app=app if app and len(app) <= 64 else None))
     found = await asyncio.to_thread(direct.read, *given) if size > LARGE else direct.read(*given)
     if isinstance(found, list):
         raise _fault(found[0])
-    if found.job.route.state is JobState.REFUSED:
-        telling(request).refused(found.job)
-        words = f"Policy and privacy leave nowhere to run this: {found.job.route.words}"
-        raise ApiError(403, words, code="refused")
     return found
 
 
@@ -166,17 +178,18 @@ def headers(asked: direct.Request, given: Given) -> dict[str, str]:
     """Who answered, and why it was them."""
     return {
         "x-offload-provider": given.asked.provider.name,
-        "x-offload-model": _plain(given.reply.model),
+        "x-offload-model": plain(given.reply.model),
         "x-offload-attempts": str(given.attempts),
-        **_decided(asked),
+        **decided(asked),
     }
 
 
-def _decided(asked: direct.Request) -> dict[str, str]:
+def decided(asked: direct.Request) -> dict[str, str]:
+    """What was decided on it, as headers."""
     return {"x-offload-class": asked.job.model_class, "x-offload-decision": asked.job.route.decision.value}
 
 
-def _plain(value: str) -> str:
+def plain(value: str) -> str:
     """A server may call its model anything, and a header is one line of ASCII."""
     return value.encode("ascii", "replace").decode().replace("\r", "?").replace("\n", "?")[:200]
 
@@ -203,19 +216,23 @@ async def _streamed(request: Request, asked: direct.Request, path: str) -> Respo
     return StreamingResponse(
         events(),
         media_type="text/event-stream",
-        headers={"cache-control": "no-cache", "x-offload-provider": pieces.provider, **_decided(asked)},
+        headers={"cache-control": "no-cache", "x-offload-provider": pieces.provider, **decided(asked)},
     )
 
 
 class Pieces:
-    """An answer as it comes. Whoever stops reading closes the call."""
+    """An answer as it comes. Whoever stops reading closes the call.
 
-    def __init__(self, request: Request, asked: direct.Request) -> None:
+    alive_s: seconds between two pieces of nothing, which show that somebody is there; None for none of them.
+    """
+
+    def __init__(self, request: Request, asked: direct.Request, alive_s: float | None = None) -> None:
         self.given: Given | None = None
         self.error: ApiError | None = None
         self.provider = ""
         self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
         self._held: Delta | None = None
+        self._alive_s = alive_s
         wish = replace(asked.wish, on_delta=self._queue.put_nowait, on_way=self._took)
         self._task = asyncio.get_running_loop().create_task(self._run(request, replace(asked, wish=wish)))
 
@@ -231,15 +248,22 @@ class Pieces:
         return True
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
+        alive = asyncio.get_running_loop().create_task(self._alive())
         try:
             delta = self._held
             while delta is not None:
                 yield delta
                 delta = await self._queue.get()
         finally:
+            alive.cancel()
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    async def _alive(self) -> None:
+        while self._alive_s is not None:
+            await asyncio.sleep(self._alive_s)
+            self._queue.put_nowait(Delta())
 
     def _took(self, provider: str) -> None:
         self.provider = provider

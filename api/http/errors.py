@@ -66,11 +66,16 @@ def not_found(what: str, id_: str) -> ApiError:
 
 def reply(request: Request, error: ApiError) -> JSONResponse:
     """The error as a reply, in the shape that the path's clients know."""
+    is_anthropics = request.url.path.startswith("/v1/messages")
+    shown = anthropics(request, error) if is_anthropics else {"error": inner(error)}
+    return JSONResponse(shown, error.status, error.headers)
+
+
+def anthropics(request: Request, error: ApiError) -> dict[str, Any]:
+    """What Anthropic's clients find in a reply that is an error."""
+    said = {"type": _types(error)[1], "message": error.message}
     request_id = request.scope.get("state", {}).get("request_id", "")
-    if request.url.path.startswith("/v1/messages"):
-        said = {"type": _types(error)[1], "message": error.message}
-        return JSONResponse({"type": "error", "error": said, "request_id": request_id}, error.status, error.headers)
-    return JSONResponse({"error": inner(error)}, error.status, error.headers)
+    return {"type": "error", "error": said, "request_id": request_id}
 
 
 def inner(error: ApiError) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Limits:
             nonlocal began
             if message["type"] == "http.response.start":
                 began = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                named = [(name, request_id.encode()) for name in (b"x-request-id", b"request-id")]
+                message["headers"] = [*message.get("headers", ()), *named]
             await send(message)
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from ipaddress import ip_address
 
@@ -23,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 def serve(pool: Pool, address: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises UsageError where it may not listen there, PoolError where it cannot."""
-    is_open = not api_keys.any_in_force(pool.db)
+    is_open = pool.settings.api_key is None and not api_keys.any_in_force(pool.db)
     if is_open and not is_loopback(address):
         raise UsageError(f"without keys the API listens on this machine only, not on {address}: offload keys create")
     sock = _listen(address, port)
@@ -37,6 +38,8 @@ def serve(pool: Pool, address: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
+    for wanted in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has stopped in order
+        signal.signal(wanted, lambda *_: None)
     uvicorn.Server(config).run(sockets=[sock])
 
 

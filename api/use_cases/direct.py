@@ -61,7 +61,11 @@ def read(path: str, body: dict[str, Any], pool: Pool, said: Said) -> Request | l
         return faults
     asked = {name: value for name, value in body.items() if name in _KNOWN and name not in APART and value is not None}
     line = {"custom_id": "direct", "method": "POST", "url": path, "body": asked}
-    job = parse_line(orjson.dumps(line), 0, pool.registry, said)
+    try:
+        raw = orjson.dumps(line)
+    except orjson.JSONEncodeError:  # it reads more levels than it writes
+        return [LineFault(0, "", "nests too deep")]
+    job = parse_line(raw, 0, pool.registry, said)
     if not isinstance(job, NewJob):
         return job
     options = body.get("stream_options") or {}

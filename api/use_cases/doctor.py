@@ -12,8 +12,9 @@ import redis
 
 from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
+from scheduler.receivers import receivers
 from tasks.errors import OffloadError
-from tasks.ledger import reading, ticks, usage
+from tasks.ledger import notices, reading, ticks, usage
 from tasks.ledger.nodes import Phase
 from tasks.privacy import Reach
 from tasks.providers import Provider
@@ -60,7 +61,7 @@ def examine(pool: Pool) -> list[Finding]:
     told = _told_elsewhere(pool) if whole else {}
     findings += [*_providers(registry, probes, healthy, told), *_classes(registry, probes, told)]
     if whole:
-        findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool)]
+        findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool), *_notify(pool, registry)]
     return findings
 
 
@@ -292,3 +293,25 @@ def _beat(pool: Pool) -> Iterator[Finding]:
         yield Finding("beat", False, detail, "offload up, or: offload beat")
     else:
         yield Finding("beat", True, f"ticked {ago:.0f} s ago")
+
+
+def _notify(pool: Pool, registry: Registry) -> Iterator[Finding]:
+    """Receivers that lack something, or did not take what they were told; beat's word counts for its environment."""
+    troubles, last = notices.troubles(pool.db), notices.last_sent(pool.db)
+    for receiver in receivers(registry.notify):
+        name, why = receiver.name, receiver.lacks()
+        refused, answer = troubles.get(name, (0, ""))
+        if refused:
+            detail = f"{refused} notice{'s' * (refused != 1)} not taken: {answer}"
+            yield Finding(f"notify {name}", False, detail, _mend(name, answer))
+        elif why and name not in last:
+            yield Finding(f"notify {name}", False, why, _mend(name, why))
+        else:
+            ago = f"took its last {last[name]:.0f} s ago" if name in last else "was told nothing yet"
+            yield Finding(f"notify {name}", True, ago)
+
+
+def _mend(receiver: str, why: str) -> str:
+    if "not installed" in why:
+        return "pip install 'offload[notify]'"
+    return f"export {receiver}=…; start beat again" if "not set" in why else "offload notify test"

@@ -55,8 +55,9 @@ class Submitted:
 class Request:
     """What to submit. said: for lines that say nothing themselves. rejects: where bad lines go; None refuses them all.
 
-    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for. also: what else the idempotency
-    key is used for. beside: what the commit that makes the promise writes as well, given the batch's id.
+    deadline: when unfinished jobs expire. needs: batches whose end its jobs wait for. notify: its end is told, as the
+    configuration may say of every batch. also: what else the idempotency key is used for. beside: what the commit that
+    makes the promise writes as well, given the batch's id.
     """
 
     said: Said = NOTHING
@@ -65,6 +66,7 @@ class Request:
     priority: int = 0
     needs: Sequence[str] = ()
     deadline: When = loading.DEFAULT_DEADLINE_S
+    notify: bool = False
     rejects: Callable[[], BinaryIO] | None = None
     also: str = ""
     beside: Beside = field(default=lambda c, batch_id: None)
@@ -101,6 +103,7 @@ def submit(pool: Pool, source: BinaryIO, request: Request) -> Submitted:
         body_hash=_asked(request, digest),
         deadline_s=seconds_to(request.deadline),
         needs=request.needs,
+        notify=request.notify or pool.registry.notify.batch_done,
     )
     if new:
         _load(pool, source, request, batch_id, digest)

@@ -2,6 +2,7 @@
 
     database   the engine, its two kinds of transaction, the database's clock
     schema     opening a ledger, upgrading it; tables of another version are left as they are
+    copying    the whole ledger as one file, and back
     patience   a PostgreSQL that says nothing more is given up
     submit     a batch is loaded in commits of bounded size; the last one is the promise
     claims     dispatched → running under a new fence and a lease; renewing; what a worker says of itself
@@ -19,7 +20,9 @@
     standing   what a batch waits for, what is before and beside it, and how fast its classes go
     nodes      what people want of nodes, and how far their workers are with it
     invariants what must always hold, as questions to the ledger; `mending` repairs what can be
-    events     alerts, each said once in a while
+    events     what happened that people should know, written with the fact
+    fallbacks  which of it is work that one had failed at and another has
+    notices    the outbox: events become notices, leased to whoever sends them
     ticks      when each periodic service last ran
 
 No transaction is long: each handles a bounded number of rows, so that no heartbeat waits behind it.

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, true, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, tuple_, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
 from tasks.errors import Conflict
 from tasks.ledger.database import Database, insert_new, retried
 from tasks.ledger.submit import new_batch_id
+from tasks.states import BatchState
 from tasks.tables import ApiBatch, ApiFile, Batch, Job
 
 files = ApiFile.__table__  # type: ignore[attr-defined]
@@ -131,8 +132,47 @@ def _create(db: Database, batch_id: str, values: Mapping[str, Any], lives_s: flo
     with db.write() as c:
         now = db.now(c)
         times = {"created_at": now, "expires_at": now + lives_s}
-        c.execute(insert(api_batches).values(id=batch_id, state=Phase.VALIDATING, gone=[], **times, **values))
+        new = {"state": Phase.VALIDATING, "gone": [], "told": [], "tries": 0}
+        c.execute(insert(api_batches).values(id=batch_id, **new, **times, **values))
         return Seen(c.execute(select(api_batches).where(api_batches.c.id == batch_id)).one(), None)
+
+
+# --- telling their ends ---------------------------------------------------------------------------------------
+
+
+@retried
+def to_tell(db: Database, lease_s: float) -> Seen | None:
+    """A batch whose end is to be told now, for so many seconds this caller's alone; None when there is none."""
+    over = or_(
+        api_batches.c.state.in_((Phase.FAILED, Phase.CANCELLED)),
+        batches.c.state.in_((BatchState.FINISHED, BatchState.CANCELLED)),
+    )
+    with db.write(durable=False) as c:
+        now = db.now(c)
+        query = (
+            select(api_batches.c.id)
+            .outerjoin(batches, batches.c.id == api_batches.c.id)
+            .where(api_batches.c.tell_at <= now, over)
+            .order_by(api_batches.c.tell_at)
+            .limit(1)
+        )
+        found = c.execute(query).scalar()
+        if found is None:
+            return None
+        mine = update(api_batches).where(api_batches.c.id == found, api_batches.c.tell_at <= now)
+        if c.execute(mine.values(tell_at=now + lease_s)).rowcount != 1:
+            return None
+        api = c.execute(select(api_batches).where(api_batches.c.id == found)).one()
+        return Seen(api, c.execute(select(batches).where(batches.c.id == found)).first())
+
+
+@retried
+def told(db: Database, batch_id: str, targets: Sequence[str], again_in_s: float | None) -> None:
+    """Note which webhooks know its end, and when the others are tried again; None: no more."""
+    with db.write() as c:
+        at = None if again_in_s is None else db.now(c) + again_in_s
+        values = {"told": list(targets), "tell_at": at, "tries": api_batches.c.tries + 1}
+        c.execute(update(api_batches).where(api_batches.c.id == batch_id).values(**values))
 
 
 def seen(db: Database, batch_id: str, whose: Whose) -> Seen | None:
@@ -169,6 +209,37 @@ def page(db: Database, whose: Whose, after: str | None, limit: int) -> list[Seen
     return [Seen(f, rows.get(f.id)) for f in found]
 
 
+def of_endpoint(
+    db: Database, whose: Whose, endpoint: str, limit: int, *, after: str | None = None, before: str | None = None
+) -> list[Seen] | None:
+    """The newest loaded batches of an endpoint, newest first, or those next to one: older than `after`, newer than
+    `before`; one more than `limit`, the farthest, where there are more. None where there is no such batch.
+    """
+    at, id_ = api_batches.c.created_at, api_batches.c.id
+    mine = whose.of(api_batches.c.owner), api_batches.c.endpoint == endpoint
+    upwards = before is not None
+    query = select(api_batches).join(batches, batches.c.id == id_).where(*mine)
+    with db.read() as c:
+        if (next_to := before or after) is not None:
+            last = c.execute(select(at, id_).where(id_ == next_to, *mine)).first()
+            if last is None:
+                return None
+            place, cursor = tuple_(at, id_), (last.created_at, last.id)
+            query = query.where(place > cursor if upwards else place < cursor)
+        order = (at.asc(), id_.asc()) if upwards else (at.desc(), id_.desc())
+        found = c.execute(query.order_by(*order).limit(limit + 1)).all()
+        rows = {r.id: r for r in c.execute(select(batches).where(batches.c.id.in_([f.id for f in found])))}
+    seen = [Seen(f, rows[f.id]) for f in found]
+    return seen[::-1] if upwards else seen
+
+
+@retried
+def forget(db: Database, batch_id: str) -> None:
+    """From now on nobody has this batch; its jobs stay in the ledger for as long as any."""
+    with db.write() as c:
+        c.execute(delete(api_batches).where(api_batches.c.id == batch_id))
+
+
 @retried
 def own(db: Database, batch_id: str, owner: str, endpoint: str) -> None:
     """Note whose a batch is that was loaded in another way; whoever owns it already keeps it."""
@@ -176,7 +247,7 @@ def own(db: Database, batch_id: str, owner: str, endpoint: str) -> None:
         row = c.execute(select(batches.c.created_at, batches.c.deadline_at).where(batches.c.id == batch_id)).one()
         values = {"id": batch_id, "owner": owner, "state": Phase.LOADED, "endpoint": endpoint, "input_file_id": ""}
         times = {"created_at": row.created_at, "expires_at": row.deadline_at, "loaded_at": row.created_at}
-        insert_new(c, api_batches, [{**values, "window": "", "said": {}, "gone": [], **times}])
+        insert_new(c, api_batches, [{**values, "window": "", "said": {}, "gone": [], "told": [], "tries": 0, **times}])
 
 
 def validating(db: Database) -> list[str]:

@@ -17,7 +17,9 @@ from sqlalchemy.engine import Row
 from tasks.auditing import Audited, Opinion
 from tasks.errors import NotFound
 from tasks.ledger.database import Database, retried
+from tasks.ledger.events import tell
 from tasks.ledger.rollups import audit_judged
+from tasks.notices import Kind, News
 from tasks.privacy import Tier
 from tasks.sampling import CusumState, advance, probability, replay
 from tasks.states import TERMINAL, JobState
@@ -197,7 +199,7 @@ def _move_test(c: Connection, audit: Row[Any], opinion: Opinion, now: float) -> 
     )
     if after.alarms > before.alarms:
         detail = {"category": row.category, "class": row.model_class, "model": audit.model, "audits": after.n}
-        c.execute(insert(events).values(at=now, kind="audit_alarm", subject=row.id, detail=detail))
+        tell(c, now, News(Kind.AUDIT_ALARM, row.id, detail))
 
 
 def _verdicts(c: Connection, stratum: str) -> list[bool]:
@@ -272,5 +274,5 @@ def all_strata(db: Database) -> list[Row[Any]]:
 def alarms(db: Database, limit: int = 20) -> list[Row[Any]]:
     """The newest alarms first."""
     with db.read() as c:
-        query: Any = select(events).where(events.c.kind == "audit_alarm").order_by(events.c.id.desc()).limit(limit)
+        query: Any = select(events).where(events.c.kind == Kind.AUDIT_ALARM).order_by(events.c.id.desc()).limit(limit)
         return list(c.execute(query).all())

@@ -143,7 +143,7 @@ def retry(
     if row.kind != "jobs":
         raise UsageError(f"batch {batch_id} is the pool's own ({row.kind}), which is not retried")
     priority = int(row.priority) if priority is None else priority
-    again, first = _begin(db, batch_id, name=row.name, priority=priority, deadline_s=deadline_s)
+    again, first = _begin(db, batch_id, name=row.name, priority=priority, deadline_s=deadline_s, notify=row.notify)
     try:
         lines = _lines(db, batch_id, again, states, categories)
         if not submit.add(db, again, lines, priority, drawn_as=first):

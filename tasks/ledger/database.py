@@ -32,7 +32,7 @@ BROKEN_OFF = ("40P01", "40001")
 #: SQLSTATEs that begin so are about the transaction, not about what it writes
 TRANSACTION_CLASS = "25"
 #: advisory locks of the ledger; any numbers, the same in every process
-DISPATCH_LOCK, SCHEMA_LOCK = 0x0FF10AD1, 0x0FF10AD2
+DISPATCH_LOCK, SCHEMA_LOCK, NOTICE_LOCK = 0x0FF10AD1, 0x0FF10AD2, 0x0FF10AD3
 
 #: seconds a transaction may stand still; see also sweeping.end_frozen
 STANDS_STILL_S = 5

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, select, update
+from sqlalchemy.engine import Row
 
+from tasks.ledger import ticks
 from tasks.ledger.database import Database, parts, retried
+from tasks.ledger.events import tell
+from tasks.notices import Kind, News
 from tasks.privacy import Tier
 from tasks.states import LIVE, TERMINAL, BatchState, JobState
 from tasks.tables import Batch, Dependency, Job
@@ -34,13 +38,20 @@ def count_ended(c: Connection, ended: Mapping[str, Counter[JobState]], now: floa
 
 
 def close_batches(c: Connection, ids: list[str], now: float) -> None:
-    """Close those of the batches that are open and have no job left."""
+    """Close those of the batches that are open and have no job left; tell the end of those whose end is to be told."""
     final = case((batches.c.cancelled_at.is_(None), BatchState.FINISHED), else_=BatchState.CANCELLED)
-    c.execute(
+    closed = c.execute(
         update(batches)
         .where(batches.c.id.in_(ids), batches.c.state == BatchState.OPEN, batches.c.open == 0)
         .values(state=final, finished_at=now)
+        .returning(batches)
     )
+    tell(c, now, *(_over(row) for row in closed.all() if row.notify))
+
+
+def _over(row: Row[Any]) -> News:
+    detail = {"state": row.state, "done": row.done + row.escalated, "total": row.total}
+    return News(Kind.BATCH_DONE, row.id, detail)
 
 
 @retried
@@ -77,7 +88,7 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
         if c.execute(select(batches.c.state).where(batches.c.id == batch_id)).scalar() != BatchState.OPEN:
             return 0, after
         next_ones = (
-            select(jobs.c.id, jobs.c.line)
+            select(jobs.c.id, jobs.c.line, jobs.c.model_class)
             .where(jobs.c.batch_id == batch_id, jobs.c.line > after, jobs.c.state.in_(LIVE))
             .order_by(jobs.c.line)
             .limit(CHUNK)
@@ -100,6 +111,8 @@ def _end_some(db: Database, batch_id: str, state: JobState, after: int) -> tuple
                 )
             )
         count_ended(c, {batch_id: Counter({state: len(ids)})}, now)
+        if rows:
+            ticks.add(c, now, ticks.ENDED, Counter(f"{state} {row.model_class}" for row in rows))
         return len(ids), rows[-1].line if rows else after
 
 

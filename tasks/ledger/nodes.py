@@ -103,7 +103,9 @@ def complain(db: Database, me: Identity, wish: Wish, trouble: str) -> None:
     """A worker says why it does not fulfil a wish."""
     detail = {"trouble": clean(trouble), "wish": wish.at}
     with db.write() as c:
-        c.execute(insert(events).values(at=db.now(c), kind=TROUBLE, subject=me.name, detail=detail))
+        # whoever wished it waits for the answer: it is no news to anybody else
+        row = {"at": db.now(c), "kind": TROUBLE, "subject": me.name, "detail": detail, "noticed": True}
+        c.execute(insert(events).values(row))
 
 
 def complaints(db: Database, of: Sequence[str], wish: Wish) -> dict[str, str]:

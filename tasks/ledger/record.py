@@ -15,6 +15,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from tasks.ledger.claims import still_held
 from tasks.ledger.database import Database, is_unable, parts
 from tasks.ledger.endings import count_ended
+from tasks.ledger.fallbacks import tell_fallbacks
 from tasks.ledger.unsent import note_unsent
 from tasks.registry import CLOUD
 from tasks.rollups import hour_of
@@ -155,6 +156,7 @@ def _write(db: Database, ordered: list[Outcome]) -> int:
             if o.escalation is not None:
                 escalate(c, jobs.c.id == o.job_id, o.escalation)
         _write_outputs(c, fresh)
+        tell_fallbacks(c, now, fresh)
         if rows := [_call(o, id(o) in stale) for o in ordered if o.call is not None]:
             c.execute(insert(calls), rows)
         for some in parts([o.job_id for o in fresh if o.call is None and o.state in COUNTED]):

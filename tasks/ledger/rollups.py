@@ -33,14 +33,13 @@ from sqlalchemy.engine import Row
 from sqlalchemy.sql.elements import ColumnElement
 
 from tasks.auditing import Opinion
+from tasks.cursors import SETTLED_S
 from tasks.ledger import ticks
 from tasks.ledger.database import Database, insert_new, retried
 from tasks.rollups import FIGURES, HOUR_S, KEY, Summary, hour_of, summed
 from tasks.routing import Decision
 from tasks.tables import Audit, CallRow, Job, RolledHour, Rollup
 
-#: seconds after which every transaction that took an id is over, one way or the other
-SETTLED_S = 600.0
 #: rows fetched at once, and deleted in one transaction
 PAGE, CHUNK = 10_000, 5_000
 #: the name of its tick

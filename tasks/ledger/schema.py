@@ -55,12 +55,12 @@ def open_ledger(at: str | Path) -> Database:
 
 def check(made_by: str, where: str) -> None:
     """Raise OtherTables unless the tables are those of this version."""
-    _check_known(made_by, where)
+    check_known(made_by, where)
     if made_by < REVISION:
         raise OtherTables(f"the ledger {where} has older tables ({made_by}, here {REVISION}): run `offload db upgrade`")
 
 
-def _check_known(made_by: str, where: str) -> None:
+def check_known(made_by: str, where: str) -> None:
     """Raise OtherTables for tables that this version can neither use nor upgrade."""
     if made_by == UNRELEASED or not re.fullmatch(r"\d{4}", made_by):
         raise OtherTables(f"{where} holds tables that no release of Offload made: give the ledger another place")
@@ -105,9 +105,9 @@ def upgrade(at: str | Path, times: Times) -> tuple[str | None, str]:
         if before is None:
             _create(database)
         else:
-            _check_known(before, database.where)
+            check_known(before, database.where)
             if before != REVISION:
-                _refuse_beside_roles(database, times)
+                refuse_beside_roles(database, times, "upgrade")
             _migrate(database)
     except (DBAPIError, OSError) as error:
         raise PoolError(f"the ledger {database.where} cannot be upgraded: {_reason(error)}") from None
@@ -116,7 +116,8 @@ def upgrade(at: str | Path, times: Times) -> tuple[str | None, str]:
     return before, REVISION
 
 
-def _refuse_beside_roles(database: Database, times: Times) -> None:
+def refuse_beside_roles(database: Database, times: Times, then: str) -> None:
+    """Raise PoolError while workers or beat, which were seen a moment ago, run on the ledger; `then`: what waits."""
     with database.read() as c:
         query = select(workers.c.name).where(workers.c.last_seen > database.now(c) - times.worker_gone)
         live = sorted(c.execute(query).scalars())
@@ -124,7 +125,7 @@ def _refuse_beside_roles(database: Database, times: Times) -> None:
     if swept is not None and swept < gone_s:
         live.append(f"beat (seen until {gone_s:g} s after its end)")  # it has no row to take with it
     if live:
-        raise PoolError(f"what runs on the ledger as it is: {', '.join(live)}; stop it, then upgrade")
+        raise PoolError(f"what runs on the ledger as it is: {', '.join(live)}; stop it, then {then}")
 
 
 def _migrate(database: Database, to: str = "head") -> None:

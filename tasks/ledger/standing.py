@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.engine import Row
 
 from tasks.eta import Ended, Lane, Waiting, most_jobs
@@ -44,6 +44,32 @@ def retries_of(db: Database, batch_id: str) -> list[Row[Any]]:
     """The acknowledged retries of a batch, and theirs."""
     with db.read() as c:
         return [row for row in below(c, batch_id) if row.state != BatchState.LOADING]
+
+
+def waits_longer(db: Database, model_class: str, seconds: float) -> str | None:
+    """A batch of which a due job of this class has waited for its turn longer than that; None where there is none.
+
+    Batches that are paused, wait for others or did so lately, and the pool's own, wait as they should.
+    """
+    with db.read() as c:
+        now = db.now(c)
+        needed = batches.alias("lately")
+        waited = exists().where(
+            dependencies.c.batch_id == batches.c.id,
+            needed.c.id == dependencies.c.needs,
+            needed.c.finished_at >= now - seconds,
+        )
+        late = exists().where(
+            jobs.c.batch_id == batches.c.id,
+            jobs.c.model_class == model_class,
+            jobs.c.state.in_((JobState.QUEUED, JobState.DISPATCHED)),
+            jobs.c.queued_at < now - seconds,
+            jobs.c.due_at <= now,
+        )
+        old = batches.c.state == BatchState.OPEN, batches.c.kind == "jobs", batches.c.touched_at < now - seconds
+        query = select(batches.c.id).where(*old, is_served(), ~waited, late).order_by(batches.c.touched_at)
+        found = c.execute(query.limit(1)).scalar()
+    return None if found is None else str(found)
 
 
 def lane(db: Database, batch_id: str, classes: Collection[str], capacity: int) -> Lane:

@@ -54,21 +54,23 @@ def begin(
     kind: str = "jobs",
     needs: Sequence[str] = (),
     retry_of: str | None = None,
+    notify: bool = False,
     batch_id: str | None = None,
 ) -> tuple[str, bool]:
     """Start loading a batch: (id, True), or (the id it already has, False) under a known idempotency key.
 
     deadline_s: seconds from now after which unfinished jobs expire. kind: `audit` or `merge` for the pool's own. needs:
-    batches whose end its jobs wait for. retry_of: the batch whose lines these are again. body_hash: of all that the key
-    is used for. batch_id: what it will be called; the key is then its alone. Raises Conflict when the key was used for
-    other things, NotFound for a needed batch that is not there, UsageError for one that was cancelled, BeingRetried
-    while another retry of the same lines is loading. A load that its process gave up is replaced.
+    batches whose end its jobs wait for. retry_of: the batch whose lines these are again. notify: whether its end is
+    told. body_hash: of all that the key is used for. batch_id: what it will be called; the key is then its alone.
+    Raises Conflict when the key was used for something else, NotFound for a needed batch that is not there, UsageError
+    for one that was cancelled, BeingRetried while another retry of the same lines is loading. A load that its process
+    gave up is replaced.
     """
     while True:
         id_ = batch_id or new_batch_id()
         try:
             row = {"name": name, "priority": priority, "kind": kind, "idempotency_key": key, "body_hash": body_hash}
-            row |= {"id": id_, "retry_of": retry_of}
+            row |= {"id": id_, "retry_of": retry_of, "notify": notify}
             write = functools.partial(_insert_batch, db, deadline_s, row, sorted(set(needs)))
             _surely(db, write, exists().where(batches.c.id == id_))
             return id_, True

@@ -13,8 +13,12 @@ from tasks.ledger import submit
 from tasks.ledger.control import is_served
 from tasks.ledger.database import IN_LIST, STANDS_STILL_S, Database, locked, parts, retried
 from tasks.ledger.endings import count_ended, end_all
+from tasks.ledger.events import tell
+from tasks.ledger.fallbacks import fell_back
 from tasks.ledger.record import escalate
+from tasks.notices import Kind, News, gathered
 from tasks.privacy import Tier
+from tasks.registry import CLOUD
 from tasks.rollups import hour_of, waited_ms
 from tasks.states import BatchState, JobState
 from tasks.tables import AT_ONCE, IS_OUT, Batch, CallRow, Job, Slice, Worker
@@ -80,6 +84,7 @@ def _take_back_some(db: Database) -> tuple[int, int]:
                 ended[row.batch_id][JobState.FAILED] += 1
         if dead := [_dead_call(row, now, row.id in poisoned) for row in rows if row.started_at is not None]:
             c.execute(insert(calls), dead)
+        tell(c, now, *gathered([_poison(row) for row in rows if row.id in poisoned]))
         count_ended(c, ended, now)
     return len(rows), sum(n.total() for n in ended.values())
 
@@ -135,6 +140,10 @@ def _take_back(c: Connection, row: Row[Any], now: float, *, alone: bool, poison:
         .where(jobs.c.id == row.id, jobs.c.fence == row.fence, jobs.c.state == JobState.RUNNING)
         .values(values)
     )
+
+
+def _poison(row: Row[Any]) -> News:
+    return News(Kind.POISON, row.model_class, {"job": row.id, "batch": row.batch_id})
 
 
 def _dead_call(row: Row[Any], now: float, poisoned: bool) -> dict[str, Any]:
@@ -221,7 +230,7 @@ def _escalate_batch(db: Database, batch_id: str, model_class: str, categories: S
     )
     total = 0
     while found := _some(db, leaving):
-        sent = _escalate_some(db, found, leaving, f"nobody served class {model_class} any more")
+        sent = _escalate_some(db, found, leaving, model_class)
         total += sent
         if not sent:  # others hold them all: the next sweep finds them
             break
@@ -235,15 +244,18 @@ def _some(db: Database, which: Sequence[ColumnElement[bool]]) -> list[int]:
 
 
 @retried
-def _escalate_some(db: Database, ids: list[int], leaving: Sequence[ColumnElement[bool]], why: str) -> int:
-    """Send those of the jobs on that may still leave and that nobody holds; the count of jobs."""
+def _escalate_some(db: Database, ids: list[int], leaving: Sequence[ColumnElement[bool]], model_class: str) -> int:
+    """Send those of a dead class's jobs on that may still leave and that nobody holds; the count of jobs."""
     total = 0
+    why = f"nobody served class {model_class} any more"
     with db.write() as c:
         for some in parts(ids):
             mine = jobs.c.id.in_(locked(c, jobs.c.id, jobs.c.id.in_(some), *leaving, skip=True))
             sent = (mine, jobs.c.state == JobState.DISPATCHED)
             c.execute(update(jobs).where(*sent).values(state=JobState.QUEUED, slice_id=None))
             total += escalate(c, mine, why)
+        if total:
+            tell(c, db.now(c), fell_back(f"class {model_class}", f"class {CLOUD}", "unserved", total))
     return total
 
 

@@ -82,6 +82,13 @@ def taken(c: Connection, provider: str, window: Window) -> float:
     return float(c.execute(select(usage.c.amount).where(_of(provider, window))).scalar() or 0.0)
 
 
+def standing(db: Database, provider: Provider) -> list[tuple[Window, float, bool]]:
+    """Each limit's present window, what was taken of it, and whether it leaves no room for one more ordinary call."""
+    with db.read() as c:
+        found = [(window, taken(c, provider.name, window)) for window in windows(provider, db.now(c))]
+    return [(w, used, hindrance(w, used, _ordinary(provider, w)) is not None) for w, used in found]
+
+
 def at_limits(db: Database, provider: Provider) -> list[str]:
     """In words: the limits that leave no room for one more ordinary call now."""
     with db.read() as c:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -70,10 +69,10 @@ def supervised(pool: TestPool, **environment: str) -> Iterator[list[int]]:
     worker = pool.worker(**environment)
 
     def keep() -> None:
-        role: subprocess.Popen[bytes] = worker
+        role = worker
         while not over.wait(0.05):
-            if role.poll() is not None:
-                ended.append(role.returncode)
+            if (status := role.poll()) is not None:
+                ended.append(status)
                 role = pool.start("worker", "--provider", "sim", "--node", "here", **environment)
 
     thread = threading.Thread(target=keep)

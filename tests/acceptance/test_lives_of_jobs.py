@@ -20,3 +20,4 @@ def test_lives_in_postgresql(postgres: Postgres) -> None:
     """The same."""
     with closing(ClockedDatabase(postgres.create(UNIT))) as db:
         live(db)
+    postgres.drop(UNIT)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.support.pool import clean_environment
+from tests.support.api import Api
+from tests.support.pool import clean_environment, running, simulated
 from tests.support.processes import of_folder
+from tests.support.servers import Server
 
 ROOT = Path(__file__).parents[2]
 #: of the repository, what no clone has
@@ -54,6 +59,28 @@ def test_make_demo_shows_a_batch_and_leaves_nothing(clone: Path, tmp_path: Path)
     assert list(temporary.iterdir()) == []
     assert of_folder(temporary) == []
     assert sorted(clone.rglob("*")) == before
+
+
+def test_programs_use_it_as_the_readme_says(tmp_path: Path) -> None:
+    """The README's program, with only the address and the file its own, has its batch answered."""
+    text = (ROOT / "README.md").read_text()
+    block = text.split("    from openai import OpenAI\n")[1].split("\n\nBatches have")[0]
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+    body = {"model": "auto", "messages": [{"role": "user", "content": "Hello."}]}
+    (tmp_path / "lines.jsonl").write_text(json.dumps({**line, "body": body}) + "\n")
+    server = Server()
+    try:
+        with running(tmp_path / "pool", simulated(server.url)) as pool:
+            pool.up()
+            program = textwrap.dedent("    import time\n    from openai import OpenAI\n" + block)
+            program = program.replace("http://127.0.0.1:8484", Api(pool).url).replace("sleep(5)", "sleep(0.1)")
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=120, check=False
+            )
+        assert done.returncode == 0, done.stderr.decode()
+        assert json.loads(done.stdout)["response"]["body"]["choices"][0]["message"]["content"]
+    finally:
+        server.close()
 
 
 def test_an_interrupted_demo_leaves_nothing(clone: Path, tmp_path: Path) -> None:

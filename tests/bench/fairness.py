@@ -64,7 +64,7 @@ LOADS = (Load(4, 0.4), Load(8, 0.3), Load(32, 1.0))
 def pool_of(folder: Path, sim: Simulator, load: Load, url: str | None) -> Iterator[TestPool]:
     """A pool of WORKERS workers with nothing to do."""
     config = simulated(sim.url, load.in_flight, kind="openai")
-    with running(folder, config, hurry=1, database_url=url) as pool:
+    with running(folder, config, hurry=1, database_url=url, fresh=True) as pool:
         pool.beat()
         for i in range(WORKERS):
             pool.worker(node=f"n{i}")

@@ -27,7 +27,7 @@ def main(runs: int) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="offload-bench-") as name,
         in_thread(SimulatorConfig(ttft_s=0.2)) as sim,
-        running(Path(name), simulated(sim.url)) as pool,
+        running(Path(name), simulated(sim.url), fresh=True) as pool,
     ):
         pool.beat()
         pool.worker()

@@ -138,7 +138,7 @@ def _stored(client: redis.Redis) -> int:
 @contextmanager
 def offload(folder: Path, url: str, workers: int) -> Iterator[tuple[TestPool, list[psutil.Process]]]:
     """A pool with the times of production."""
-    pool = TestPool(folder, simulated(url, IN_FLIGHT, kind="openai"), hurry=1)
+    pool = TestPool(folder, simulated(url, IN_FLIGHT, kind="openai"), hurry=1, fresh=True)
     try:
         pool.beat()
         yield pool, [psutil.Process(pool.worker(node=f"n{i}").pid) for i in range(workers)]

@@ -10,7 +10,6 @@
     faults_*    those functions
     pool        the pool under test: its servers and nodes
     roles       its processes
-    nursery     starts roles in a tenth of a second
     proxy       stands before Redis and PostgreSQL, for one node alone: holes, delays, cuts, half-open connections
     machine     a machine of its own for one node: a network namespace, where the machine allows them
     ears        what a proxy overhears: a message popped, a COMMIT
@@ -23,6 +22,7 @@ Recovery is the time from the strike until every job that was in the victim's ha
 dispatched or running) is terminal or claimed again, and every node that should work has been asked for something new
 since the fault ended.
 
-A role that is started again comes from a process that has everything imported already: importing takes seconds of a
-core and is not what is tested.  What it runs is the command's own code (`offload worker …`).
+A role that is started again comes from a process that has everything imported already (tests/support/nursery.py):
+importing takes seconds of a core and is not what is tested.  What it runs is the command's own code
+(`offload worker …`).
 """

@@ -29,9 +29,9 @@ from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
 from tasks.settings import Settings, Times
 from tests.chaos.ears import PostgresEar, RedisEar, Snare
-from tests.chaos.nursery import Nursery
 from tests.chaos.proxy import Proxy, Wire
 from tests.chaos.roles import Role
+from tests.support.nursery import Nursery
 from tests.support.pool import Redis, clean_environment
 from tests.support.postgres import Postgres
 from tests.support.servers import Server

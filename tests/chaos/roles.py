@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.chaos.inside import sitecustomize as inside
-from tests.chaos.nursery import Nursery
+from tests.support.nursery import Nursery
 from tests.support.waiting import eventually
 
 #: what a killed role is left alone before it is started again, as systemd's RestartSec

@@ -26,10 +26,11 @@ from tests.chaos import checks
 from tests.chaos.client import Client
 from tests.chaos.faults import TABLE
 from tests.chaos.faults_database import FULL_DISK
+from tests.chaos.inside import sitecustomize as inside
 from tests.chaos.nemesis import Nemesis
-from tests.chaos.nursery import Nursery, prepare
 from tests.chaos.pool import Site
 from tests.chaos.table import Tally, table
+from tests.support.nursery import forked, prepare
 
 #: strikes after which a pool is checked whole and a new one begins, so that its ledger stays small
 CAMPAIGN = 150
@@ -122,7 +123,7 @@ class Plan:
 
 def be_a_pool(order: Order, plan: Plan, ledger: str, word: str, say: Callable[[dict[str, Any]], None]) -> None:
     """One campaign: a pool from its start to its last check."""
-    nursery = Nursery()  # forks: before any thread
+    nursery = forked(lambda environment: inside.attach(environment["CHAOS_STRINGS"]))  # before any thread
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with ExitStack() as stack:
         folder = order.keep / word if order.keep else Path(stack.enter_context(tempfile.TemporaryDirectory()))

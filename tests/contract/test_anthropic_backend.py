@@ -16,7 +16,7 @@ import pytest
 
 from tasks.errors import Busy, CallError, Misconfigured, Offline, OutOfReach, Permanent, Transient
 from tasks.privacy import Clearance, Reach, Tier
-from workers.backends import Backend, Call, Delta, Health, Reply, Timeouts, anthropic_api, connect
+from workers.backends import Backend, Call, Delta, Health, Reply, Timeouts, connect
 from workers.backends.border import Border
 from workers.simulator import RunningSimulator, SimulatorConfig, start
 
@@ -74,6 +74,8 @@ def test_a_chat_is_answered() -> None:
 
 def test_system_text_goes_apart_and_parameters_that_are_refused_stay_here() -> None:
     """System messages become `system`; temperature and top_p are not sent, and a stop text is."""
+    from workers.backends import anthropic_api
+
     system = {"role": "system", "content": "Task: naming. x"}
     call = Call(
         "chat", "claude-sim", messages=[system, {"role": "user", "content": "x"}], temperature=0.5,
@@ -150,7 +152,7 @@ def test_retry_after_is_kept() -> None:
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer larger than the bound fails its own job, for ever."""
-    monkeypatch.setattr(anthropic_api, "MAX_ANSWER_CHARS", 1 << 20)
+    monkeypatch.setattr("workers.backends.anthropic_api.MAX_ANSWER_CHARS", 1 << 20)
     with pytest.raises(Permanent) as raised:
         answer(chat("[[sim:huge=2]]"))
     assert raised.value.code == "output_too_large"

@@ -91,6 +91,13 @@ def test_jobs_without_keys(open_api: Api) -> None:
     assert [json.loads(line)["id"] for line in lines] == ["line-1", "line-2", "line-3"]
 
 
+def test_metrics(open_api: Api) -> None:
+    """Prometheus reads here what the exporter says."""
+    text = open_api.ask("GET", "/metrics").text
+    assert "offload_ledger_up 1.0" in text
+    assert "offload_provider_limit" in text
+
+
 def test_a_fault_in_a_line(open_api: Api) -> None:
     """Every fault is told with its line, and nothing is submitted."""
     bad = [*LINES, {"category": "nonsense", "prompt": "x"}, {"category": "summarize"}]

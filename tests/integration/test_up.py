@@ -7,11 +7,14 @@ import os
 import signal
 import stat
 import subprocess
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -98,11 +101,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 def home(shared: Home) -> Home:
     """The shared home, its pool up on the simulator."""
     if shared.pid is None:
-        ran = shared.up("--simulator")
+        ran = shared.up("--simulator", "--monitor")
         assert ran.code == 0, ran.stderr
         assert ran.stdout == b""
         assert ran.stderr.startswith("model server: ")
         assert "offload down" in ran.stderr
+        assert "flower: http://127.0.0.1:" in ran.stderr
+        assert str(shared.path / "run" / "flower.auth") in ran.stderr
     return shared
 
 
@@ -192,6 +197,34 @@ def test_a_killed_leash_takes_its_role_with_it(home: Home) -> None:
     eventually(lambda: playing(home.path, "worker", "--provider"), "it is back")
 
 
+def test_the_monitor_is_a_role_like_others_and_nobody_waits_for_it(home: Home) -> None:
+    """Flower opens with the password whose place `up` said; frozen it harms no job, killed it is back, the same."""
+    auth = home.path / "run" / "flower.auth"
+    (flower,) = (p for p in playing(home.path, "--port") if "flower" in p.cmdline())
+    assert auth.read_text().split(":")[1].strip() not in " ".join(flower.cmdline())
+    address = home.pool["monitor"]["flower"]
+    eventually(lambda: _opens(address, auth.read_text().strip()), "Flower opens")
+    assert not _opens(address, "offload:wrong")
+    flower.suspend()
+    ran = home.cli("run", "summarize", "A short note.", "--timeout", "60")
+    assert ran.code == 0, ran.stderr
+    flower.kill()
+    before = auth.read_text()
+    eventually(lambda: _opens(address, before.strip()), "Flower is back")
+
+
+def _opens(address: str, auth: str) -> bool:
+    request = Request(address, headers={"Authorization": f"Basic {b64encode(auth.encode()).decode()}"})
+    try:
+        with urlopen(request, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except HTTPError as error:
+        error.close()
+    except OSError:
+        pass
+    return False
+
+
 def test_down_stops_everything(home: Home) -> None:
     """`down` leaves no process and no pool.json, says so, and a second one says that nothing runs."""
     ran = home.cli("down")
@@ -252,7 +285,7 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(
 ) -> None:
     """OFFLOAD_HOME in a place that cannot be: exit 1, and the path is named."""
     home = place(tmp_path)
-    ran = executable(clean_environment() | {"OFFLOAD_HOME": str(home)}, "up", *options)
+    ran = offload(clean_environment() | {"OFFLOAD_HOME": str(home)}, "up", *options)
     assert ran.code == 1
     assert str(home) in ran.stderr
     assert "Traceback" not in ran.stderr

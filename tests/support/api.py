@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 import httpx
 import openai
 
 from api.embedded.redis_server import free_port
+from tests.support.nursery import Role
 from tests.support.pool import TestPool
 from tests.support.waiting import eventually
 
@@ -19,12 +19,13 @@ class Api:
     def __init__(self, pool: TestPool) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.log = pool.log
         self._pool = pool
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self.process: subprocess.Popen[bytes] = self._pool.start("api", "--port", str(self.port))
+        self.process: Role = self._pool.start("api", "--port", str(self.port))
         eventually(self._answers, "the API answers", 60)
 
     def kill(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 
 from tasks.ledger import nodes
 from tests.support.cli import Ran, offload
+from tests.support.nursery import Role, child, started
 from tests.support.pool import HURRY, TestPool, clean_environment
 from tests.support.waiting import eventually
 
@@ -33,8 +33,7 @@ class NodeHost:
         self.environment = clean_environment() | shared | own
         self._pool = pool
         self.log = folder / f"{name}.log"
-        self._log = self.log.open("ab")
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: list[Role] = []
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write its offload.yaml."""
@@ -44,20 +43,23 @@ class NodeHost:
         """Run a command there."""
         return offload(self.environment, *arguments)
 
-    def worker(self, *arguments: str, provider: str = "sim", phase: str = "serving") -> subprocess.Popen[bytes]:
+    def worker(self, *arguments: str, provider: str = "sim", phase: str = "serving") -> Role:
         """Start its worker and wait until it is in this phase; one that serves also until its server is well."""
         process = self.run("worker", "--node", self.name, "--provider", provider, *arguments)
         eventually(lambda: self._is(process, phase), f"the worker of {self.name} is {phase}", 60)
         return process
 
-    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def run(self, *arguments: str) -> Role:
         """Start a role or a server there."""
-        command = [*self._prefix, sys.executable, "-m", "api", *arguments]
-        process = subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log)
+        process: Role
+        if self._prefix:
+            process = started(arguments, self.environment, self.log, *self._prefix)
+        else:
+            process = child(arguments, self.environment, self.log)
         self._workers.append(process)
         return process
 
-    def _is(self, process: subprocess.Popen[bytes], phase: str) -> bool:
+    def _is(self, process: Role, phase: str) -> bool:
         assert process.poll() is None, f"it ended: {self.log}"
         return any(
             row.pid == process.pid and row.phase == phase and (phase != "serving" or row.consuming)
@@ -79,4 +81,3 @@ class NodeHost:
     def close(self) -> None:
         """End everything there."""
         self.stop_workers()
-        self._log.close()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
 from tasks.settings import Settings
 from tests.support.cli import Ran, jsonl, offload
+from tests.support.nursery import Role, child, started
 from tests.support.waiting import eventually
 
 #: recovery runs this many times faster than in production, all times alike
@@ -62,7 +62,7 @@ class Redis:
 
 
 class TestPool:
-    """The roles as processes of their own, all ended with the pool."""
+    """The roles as processes of their own, all ended with the pool. fresh: none is a fork (support/nursery.py)."""
 
     __test__ = False
 
@@ -73,6 +73,7 @@ class TestPool:
         hurry: float = HURRY,
         redis: Redis | None = None,
         database_url: str | None = None,
+        fresh: bool = False,
     ) -> None:
         self.home = folder / "home"
         self.home.mkdir(parents=True, exist_ok=True)
@@ -87,9 +88,10 @@ class TestPool:
         }
         if database_url is not None:
             self.environment["OFFLOAD_DATABASE_URL"] = database_url
-        self.log = (folder / "roles.log").open("ab")
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._fresh = fresh
+        self.log = folder / "roles.log"
+        self._processes: list[Role] = []
+        self._workers: list[Role] = []
         self.pool = Pool(
             Settings(
                 home=self.home, redis_url=self.redis.url, database_url=database_url, time_divisor=hurry, node="here"
@@ -101,20 +103,14 @@ class TestPool:
         """The ledger."""
         return self.pool.db
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **environment: str) -> Role:
         """Start a role: `worker --provider sim`, `beat` …"""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "api", *arguments],
-            env=self.environment | environment,
-            stdout=self.log,
-            stderr=self.log,
-        )
+        said = self.environment | environment
+        process = started(arguments, said, self.log) if self._fresh else child(arguments, said, self.log)
         self._processes.append(process)
         return process
 
-    def worker(
-        self, provider: str = "sim", node: str = "here", serves: str | None = None, **environment: str
-    ) -> subprocess.Popen[bytes]:
+    def worker(self, provider: str = "sim", node: str = "here", serves: str | None = None, **environment: str) -> Role:
         """Start a worker and wait until it takes work."""
         only = ("--serves", serves) if serves else ()
         process = self.start("worker", "--provider", provider, "--node", node, *only, **environment)
@@ -133,7 +129,7 @@ class TestPool:
     def _consumes(self, name: str, pid: int) -> bool:
         return any(w.name == name and w.pid == pid and w.health == "healthy" for w in reading.all_workers(self.db))
 
-    def beat(self) -> subprocess.Popen[bytes]:
+    def beat(self) -> Role:
         """Start beat and wait for its first sweep."""
         process = self.start("beat")
         self._sweeps()
@@ -142,7 +138,7 @@ class TestPool:
     def _sweeps(self) -> None:
         eventually(lambda: (ticks.last_tick(self.db, "sweep") or 1e9) < 5, "beat sweeps", 60)
 
-    def up(self, **worker: str) -> subprocess.Popen[bytes]:
+    def up(self, **worker: str) -> Role:
         """Start beat and a worker side by side and wait for both; the worker."""
         self.start("beat")
         process = self.worker(**worker)
@@ -182,7 +178,6 @@ class TestPool:
         if self._own_redis:
             self.redis.close()
         self.db.close()
-        self.log.close()
 
 
 def clean_environment() -> dict[str, str]:
@@ -209,9 +204,10 @@ def running(
     hurry: float = HURRY,
     redis: Redis | None = None,
     database_url: str | None = None,
+    fresh: bool = False,
 ) -> Iterator[TestPool]:
-    """A pool for the length of a `with` block; no role runs yet. redis: one that outlives it."""
-    pool = TestPool(folder, config, hurry, redis, database_url)
+    """A pool for the length of a `with` block; no role runs yet. redis: one that outlives it; fresh: see TestPool."""
+    pool = TestPool(folder, config, hurry, redis, database_url, fresh)
     try:
         yield pool
     finally:

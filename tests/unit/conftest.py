@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.postgres import Postgres
 from tests.unit.databases import UNIT, ClockedDatabase
 from tests.unit.ledgers import Ledger
+
+#: of a property; `make acceptance` tries as many as Hypothesis does by itself
+settings.register_profile("quick", max_examples=30)
 
 
 @pytest.fixture(scope="session")

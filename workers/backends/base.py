@@ -9,6 +9,7 @@ model server learns to free its slot.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Mapping
@@ -260,10 +261,16 @@ class _Clock:
         return Times(((self._first or end) - self._start) * 1000.0, (end - self._start) * 1000.0)
 
 
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """Whom TLS trusts, by the machine's certificates; reading them takes 20 ms, so a process does it once."""
+    return ssl.create_default_context()
+
+
 class Shared:
     """The one HTTP client of an event loop and a reach, closed by the last backend that leaves it.
 
-    A process has one loop (tests have one each), so this is one client a worker; making one costs 20 ms.
+    A process has one loop (tests have one each), so this is one client a worker.
     """
 
     _of_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Reach, Shared]]] = (
@@ -273,7 +280,7 @@ class Shared:
     def __init__(self, reach: Reach) -> None:
         self.users = 0
         self._reach = reach
-        context = ssl.create_default_context()
+        context = _trust()
         # a session of our own: from httpx.Limits the transport would take aiohttp's 100 connections for
         # "unlimited"
         connector = aiohttp.TCPConnector(

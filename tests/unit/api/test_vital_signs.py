@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +24,32 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [1000.0]
     monkeypatch.setattr("api.embedded.vital_signs.time.monotonic", lambda: clock[0])
     return clock
+
+
+def test_a_role_that_touches_no_file_is_frozen(tmp_path: Path, now: list[float]) -> None:
+    """A role whose sign is a file lives while it touches it, from its start on; a missing file is no sign of life."""
+    server = Redis(tmp_path / "redis")
+    db = open_ledger(tmp_path / "ledger.db")
+    file = tmp_path / "sign"
+    signs = VitalSigns(db, server.url, "here", SILENT, {"flower": file})
+    started = {"flower": 1000.0}
+
+    def live(*, touch: bool) -> list[str]:
+        now[0] += SILENT / 2 + 0.1
+        if touch:
+            file.touch()
+            os.utime(file, ns=(0, int(now[0])))  # a clock that is wrong, and moves
+        return signs.frozen(started)
+
+    try:
+        assert [live(touch=False) for _ in range(3)] == [[], [], ["flower"]]
+        assert [live(touch=True) for _ in range(4)] == [[]] * 4
+        assert [live(touch=False) for _ in range(2)] == [[], ["flower"]]
+        started["flower"] = now[0]
+        assert live(touch=False) == [], "just started again"
+    finally:
+        server.close()
+        db.close()
 
 
 def test_a_role_without_a_sign_for_long_is_frozen(tmp_path: Path, now: list[float]) -> None:

@@ -218,6 +218,19 @@ FAULTS = {
     ),
     "a marker of nothing": ("privacy: {markers: {' ': lan_ok}}", "1: privacy.markers. .[key]: Value error, a marker"),
     "a root of everything": ("privacy: {roots: {/: lan_ok}}", "1: privacy.roots./.[key]: Value error, names no folder"),
+    "an address where its variable belongs": (
+        "notify:\n  webhook_env: https://hooks.example/secret",
+        "2: notify.webhook_env: Value error, expected the name of an environment variable, which holds the address",
+    ),
+    "an address at a key that is not there": (
+        "notify:\n  webhook: https://hooks.example/secret",
+        "2: notify.webhook: unknown key (did you mean 'webhook_env'?)",
+    ),
+    "an address among variables": (
+        "notify:\n  apprise_env:\n    - TEAM\n    - slack://secret",
+        "4: notify.apprise_env.1: Value error, expected the name",
+    ),
+    "a quiet time of less than nothing": ("notify: {quiet_s: -1}", "1: notify.quiet_s: Input should be greater"),
     "two of one name": (
         TWO + "  - {name: gpu1, kind: ollama, url: 'http://x'}",
         "4: providers.2.name: two providers are named 'gpu1'",
@@ -330,6 +343,7 @@ def test_a_fault_has_its_place_and_the_nearest_name(text: str, message: str) -> 
     with pytest.raises(ConfigError) as caught:
         parse(text, "offload.yaml")
     assert str(caught.value).startswith(f"offload.yaml:{message}")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["a: 2020-13-45", "[" * 5000, "\x00", "? [a]\n: b", "a: &a [*a]", "!!python/none x"])
@@ -363,6 +377,7 @@ GOOD: list[dict[str, Any]] = [
         }
     },
     {"categories": {"triage": {"class": "small", "system": "Sort it.", "temperature": 0.2, "think": None}}},
+    {"notify": {"webhook_env": "TEAM", "apprise_env": ["A", "B_2"], "backlog_s": None, "batch_done": True}},
 ]
 BAD: list[dict[str, Any]] = [
     {"provders": []},
@@ -373,6 +388,8 @@ BAD: list[dict[str, Any]] = [
     {"classes": {"small": {"timeouts": {"total": 0}}}},
     {"categories": {"triage": {"clas": "small"}}},
     {"categories": {"triage": {"class": "small", "attempts": 0}}},
+    {"notify": {"webhook_env": "https://hooks.example/x"}},
+    {"notify": {"backlog_s": 0}},
 ]
 
 

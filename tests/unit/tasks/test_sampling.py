@@ -11,9 +11,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 import pytest
-import scipy.sparse  # type: ignore[import-untyped]  # scipy ships no types
-import scipy.sparse.linalg  # type: ignore[import-untyped]  # scipy ships no types
-import scipy.stats  # type: ignore[import-untyped]  # scipy ships no types
+import scipy  # type: ignore[import-untyped]  # it ships no types, and imports its parts when they are used
 from hypothesis import given
 from hypothesis import strategies as st
 

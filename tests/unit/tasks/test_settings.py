@@ -51,13 +51,17 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
         "log_level": "debug",
         "log_format": "json",
         "drain_s": "3",
+        "flower_auth": "me:secret",
         "time_divisor": "10",
     }
     assert set(wanted) == set(Settings.model_fields)
     for name, value in wanted.items():
         environment.setenv(f"OFFLOAD_{name.upper()}", value)
     settings = load_settings()
-    assert {n: str(getattr(settings, n)) for n in wanted} == wanted | {"drain_s": "3.0", "time_divisor": "10.0"}
+    said = {"drain_s": "3.0", "flower_auth": "**********", "time_divisor": "10.0"}
+    assert {n: str(getattr(settings, n)) for n in wanted} == wanted | said
+    assert settings.flower_auth is not None
+    assert settings.flower_auth.get_secret_value() == "me:secret"
     assert settings.times == Times().divided(10)
     assert settings.ledger() == "sqlite:////x.db"
     assert settings.broker_url() == "redis://r:1/0"
@@ -103,6 +107,15 @@ def test_an_empty_variable_says_nothing_and_words_have_no_case(environment: pyte
     environment.setenv("OFFLOAD_HOME", "")
     environment.setenv("OFFLOAD_LOG_LEVEL", "DEBUG")
     assert (load_settings().home, load_settings().log_level) == (default, "debug")
+
+
+@pytest.mark.parametrize("said", ["zanzibar", ":zanzibar", "me:", "me:zan zibar", "me:zänzibar"])
+def test_a_password_that_cannot_be_is_not_repeated(environment: pytest.MonkeyPatch, said: str) -> None:
+    """What is no user:password in ASCII is a fault that names the variable, and never its value."""
+    environment.setenv("OFFLOAD_FLOWER_AUTH", said)
+    with pytest.raises(ConfigError, match=r"^OFFLOAD_FLOWER_AUTH: must be user:password") as fault:
+        load_settings()
+    assert "zanzibar" not in str(fault.value)
 
 
 @pytest.mark.parametrize("said", [b"", b"{", b"[]", b'{"redis_url": 7}', b'{"pid": 1}'])

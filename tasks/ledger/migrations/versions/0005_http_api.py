@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("meta", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("said", sa.JSON(), nullable=False),
         sa.Column("errors", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("told", sa.JSON(), nullable=False),
         sa.Column("gone", sa.JSON(), nullable=False),
         sa.Column("id", sa.String(), nullable=False, primary_key=True),
         sa.Column("owner", sa.String(), nullable=False),
@@ -53,7 +54,10 @@ def upgrade() -> None:
         sa.Column("failed_at", sa.Float(), nullable=True),
         sa.Column("cancelling_at", sa.Float(), nullable=True),
         sa.Column("cancelled_at", sa.Float(), nullable=True),
+        sa.Column("tell_at", sa.Float(), nullable=True),
+        sa.Column("tries", sa.Integer(), nullable=False),
     )
     op.create_index("ix_api_batches_owner", "api_batches", ["owner"])
     op.create_index("ix_api_batches_state", "api_batches", ["state"])
+    op.create_index("ix_api_batches_tell_at", "api_batches", ["tell_at"])
     op.create_index("ix_api_batches_created_at", "api_batches", ["created_at"])

@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Engine, MetaData, event, insert, inspect, sel
 from sqlmodel import SQLModel
 
 from tasks import dispatch
-from tasks.ledger import claims, database, endings, invariants, patience, schema, submit, sweeping, ticks
+from tasks.ledger import claims, database, endings, invariants, notices, patience, schema, submit, sweeping, ticks
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database
+from tasks.ledger.events import BROKER, alert
 from tasks.ledger.record import record
 from tasks.privacy import Reach
 from tasks.states import JobState
@@ -45,6 +46,7 @@ def live_in(ledger: Ledger) -> str:
     ledger.fill()
     ledger.submit(2, deadline_s=FAR, needs=[keyed])
     ticks.tick(ledger.db, "sweep", {"leases": 1})
+    alert(ledger.db, BROKER, "redis", {})
     return keyed
 
 
@@ -105,6 +107,7 @@ def test_a_ledger_of_the_first_release_is_brought_to_this_one(sqlite_db: Clocked
 
     db = schema.open_ledger(place)
     try:
+        assert notices.make(db, ["TEAM"], 0) == 0, "what happened before is no news"
         assert sweeping.take_back_expired(db)["leases"] == 2
         run_all(db)
         assert submit.begin(db, name=None, key="k", body_hash="h") == (keyed, False)

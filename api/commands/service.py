@@ -1,0 +1,124 @@
+"""offload service"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from api.commands.output import print_json, say, table
+from api.services import Manager, Place, Role, manager, role, this_program
+from tasks.errors import PoolError
+
+#: platforms that files can be written for, as --for names them -> as Python does
+PLATFORMS = {"linux": "linux", "macos": "darwin", "windows": "win32"}
+
+_USER = click.option("--user", is_flag=True, default=True, help="For this user, which is all there is.")
+
+
+@click.group()
+def service() -> None:
+    """Roles that start with your session and stay: systemd, launchd, or a scheduled task.
+
+    ROLE is pool (all of `offload up`), beat, api, flower, metrics, or worker:PROVIDER.
+    """
+
+
+@service.command()
+@click.argument("roles", nargs=-1, metavar="[ROLE]…")
+@_USER
+@click.option("--for", "platform", type=click.Choice(list(PLATFORMS)), help="Write files only, for this system.")
+@click.option("--to", type=click.Path(file_okay=False, path_type=Path), help="With --for: the user's home there.")
+def install(roles: tuple[str, ...], user: bool, platform: str | None, to: Path | None) -> None:
+    """Write each ROLE's file (default: pool), start it, and have it started with each session."""
+    if to is not None and platform is None:
+        raise click.UsageError("--to goes with --for")
+    wanted = [role(word) for word in roles or ("pool",)]
+    place = Place(this_program(), (to or Path.home()).absolute())
+    how = manager(PLATFORMS[platform] if platform else sys.platform)
+    for one in wanted:
+        path = how.path(one, place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(how.content(one, place))
+        say(f"wrote {path}")
+    if platform is None:
+        for one in wanted:
+            _run(how, how.enable(one, place), f"{how.name(one)} is not started")
+            say(f"{how.name(one)} runs, and starts with each session")
+        _say_more(place)
+
+
+@service.command()
+@click.argument("roles", nargs=-1, metavar="[ROLE]…")
+@_USER
+def uninstall(roles: tuple[str, ...], user: bool) -> None:
+    """Stop each ROLE (default: all that are installed) and remove its file."""
+    how, place = manager(), Place(this_program(), Path.home())
+    gone = [role(word) for word in roles] or how.installed(place)
+    for one in gone:
+        try:
+            _run(how, how.disable(one, place), f"{how.name(one)} is not stopped")
+        except PoolError as error:  # a manager that is not here runs nothing
+            say(str(error))
+        if not _shared(how, one, place):
+            how.path(one, place).unlink(missing_ok=True)
+        say(f"{how.name(one)} is removed")
+    if not gone:
+        say("nothing is installed")
+
+
+def _shared(how: Manager, one: Role, place: Place) -> bool:
+    """Whether another installed role has the same file, as workers of systemd do."""
+    path = how.path(one, place)
+    return any(how.path(other, place) == path for other in how.installed(place) if other != one)
+
+
+@service.command()
+@_USER
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(user: bool, as_json: bool) -> None:
+    """Which roles are installed, and whether each runs."""
+    how, place = manager(), Place(this_program(), Path.home())
+    there = {how.name(one): _answers(how, how.asks(one, place)) for one in how.installed(place)}
+    if as_json:
+        print_json(there)
+    elif there:
+        click.echo(table(("service", "runs"), [(name, "yes" if runs else "no") for name, runs in there.items()]))
+    else:
+        say("nothing is installed")
+
+
+def _answers(how: Manager, command: Sequence[str]) -> bool:
+    return shutil.which(how.program) is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _run(how: Manager, commands: Sequence[Sequence[str]], trouble: str) -> None:
+    """Run the manager's commands; raises PoolError with its own words."""
+    if shutil.which(how.program) is None:
+        raise PoolError(f"{trouble}: {how.program} is not here; the files stay, for a machine that has it")
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").split("\n")[0]
+            raise PoolError(f"{trouble}: {' '.join(command)}: {said}{_hint(said)}")
+
+
+def _hint(said: str) -> str:
+    away = "bus" in said or "not been booted with systemd" in said
+    return "; is this a login of that user? (ssh, not su; or: loginctl enable-linger)" if away else ""
+
+
+def _say_more(place: Place) -> None:
+    """What a person would miss later."""
+    if sys.platform != "linux":
+        return
+    from api.services.systemd import environment_file
+
+    if mine := sorted(name for name in os.environ if name.startswith("OFFLOAD_")):
+        say(f"{', '.join(mine)}: of this shell, not of the service; what it needs goes into {environment_file(place)}")
+    say("it ends with your last session; `loginctl enable-linger` lets it stay")

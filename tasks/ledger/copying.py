@@ -1,0 +1,97 @@
+"""The whole ledger as one file, and back: SQLite by its online backup, PostgreSQL by pg_dump and pg_restore.
+
+A copy is one moment of the ledger, whoever writes meanwhile; nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import select
+
+from tasks.errors import PoolError
+from tasks.ledger.database import Database
+from tasks.ledger.schema import refuse_beside_roles, revision
+from tasks.settings import Times
+from tasks.tables import Batch
+
+batches = Batch.__table__  # type: ignore[attr-defined]
+
+#: what a copy's file is called, by the kind of the ledger
+FILES = {"sqlite": "ledger.db", "postgresql": "ledger.dump"}
+
+
+def kind(db: Database) -> str:
+    """sqlite or postgresql."""
+    return "postgresql" if db.is_postgres else "sqlite"
+
+
+def copy(db: Database, to: Path) -> None:
+    """Write a copy of the ledger into a new file that only its owner reads; raises PoolError."""
+    to.touch(mode=0o600)
+    if db.path is None:
+        _postgres("pg_dump", db, "--format=custom", f"--file={to}")
+        return
+    with closing(_opened(db.path, "ro")) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)  # in one step: in steps, every commit of the pool would begin it anew
+        found = target.execute("PRAGMA quick_check(1)").fetchone()
+    if found != ("ok",):
+        raise PoolError(f"the ledger {db.where} is damaged; its copy is of no use: `offload doctor --deep`")
+
+
+def put_back(db: Database, source: Path, times: Times) -> None:
+    """Make the ledger what a copy of its kind says; raises PoolError unless it holds no batch and nobody uses it."""
+    if db.path is not None and not db.path.exists():
+        _replace(db.path, source)
+        return
+    if revision(db) is not None:
+        refuse_beside_roles(db, times, "restore")
+        _refuse_over_batches(db)
+    if db.path is not None:
+        db.close()
+        _replace(db.path, source)
+    else:
+        _postgres("pg_restore", db, "--clean", "--if-exists", "--single-transaction", "--exit-on-error", str(source))
+
+
+def _refuse_over_batches(db: Database) -> None:
+    with db.read() as c:
+        if c.execute(select(batches.c.id).limit(1)).first() is not None:
+            raise PoolError(
+                f"the ledger {db.where} holds batches; restore into an empty one: another OFFLOAD_HOME, say"
+            )
+
+
+def _replace(ledger: Path, source: Path) -> None:
+    ledger.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = ledger.with_name(f".{ledger.name}.new")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    shutil.copyfile(source, partial)
+    for log in ("-wal", "-shm"):  # of the empty ledger that was there
+        ledger.with_name(ledger.name + log).unlink(missing_ok=True)
+    partial.replace(ledger)
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
+
+
+def _postgres(program: str, db: Database, *arguments: str) -> None:
+    """Run one of PostgreSQL's own programs; the password goes by the environment, which others cannot read."""
+    found = shutil.which(program)
+    if found is None:
+        raise PoolError(f"{program} is not installed here; it comes with PostgreSQL's client of the server's version")
+    url = db.engine.url
+    where = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+    password = {"PGPASSWORD": str(url.password)} if url.password else {}
+    command = [found, "--no-owner", "--no-privileges", f"--dbname={where}", *arguments]
+    done = subprocess.run(command, env=os.environ | password, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[0]
+        raise PoolError(f"{program} failed: {said.removeprefix(f'{program}: ').removeprefix('error: ')}")
