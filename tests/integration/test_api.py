@@ -10,9 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
 
 from tests.support.api import Api
 from tests.support.cli import jsonl
@@ -261,6 +259,9 @@ def test_a_body_that_never_comes(api: Api, keys: dict[str, str]) -> None:
 
 def test_no_request_is_too_strange(api: Api, keys: dict[str, str]) -> None:
     """Whatever the OpenAPI document allows, no answer is a 500, and every error has the shape of its path's clients."""
+    import schemathesis  # only here: it takes seconds
+    from schemathesis.checks import not_a_server_error
+
     schema = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
     headers = bearer(keys["admin"])
     for found in schema.get_all_operations():

@@ -202,7 +202,7 @@ def test_the_password_is_the_owners_alone(pool: TestPool, flower: Flower) -> Non
     assert stat.S_IMODE(auth_file(pool).stat().st_mode) == 0o600
     command = Path(f"/proc/{flower.process.pid}/cmdline")
     assert not command.exists() or password not in command.read_text()
-    log = Path(pool.log.name).read_text()
+    log = pool.log.read_text()
     assert password not in log
     assert str(auth_file(pool)) in log
 

@@ -79,7 +79,7 @@ FAULTS: dict[str, tuple[bytes, str, str]] = {
     "openai-unknown-field": (openai_line(temprature=1), "body.temprature", "did you mean 'temperature'?"),
     "openai-unknown-model": (openai_line(model="gpt-4o"), "model", "is not configured"),
     "openai-url": (
-        openai_line().replace(b"/v1/chat/completions", b"/v1/responses"),
+        openai_line().replace(b"/v1/chat/completions", b"/v1/moderations"),
         "url",
         "/v1/chat/completions",
     ),

@@ -66,7 +66,15 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing(
     first = pool.worker()
     batch = pool.submit(jobs(120))
     eventually(lambda: pool.batch(batch).done >= 20, "some jobs are done")
-    in_flight = simulator.stats()["in_flight"]
+
+    def stopped_with_calls() -> int:
+        os.kill(first.pid, signal.SIGSTOP)
+        if in_flight := int(simulator.stats()["in_flight"]):
+            return in_flight
+        os.kill(first.pid, signal.SIGCONT)
+        return 0
+
+    in_flight = eventually(stopped_with_calls, "it has calls in flight")
     os.kill(first.pid, signal.SIGKILL)
     assert pool.batch(batch).open > 0, "the fault must hit work in flight"
     pool.worker(node=successor)

@@ -72,6 +72,7 @@ class Nursery:
         self._told = threading.Condition()
         self._started: list[int] = []
         self._ended: dict[int, int] = {}
+        self._gone = False
         self._reader = ours.makefile("rb")
 
     def open(self) -> None:
@@ -86,7 +87,8 @@ class Nursery:
         order["largest_file"] = largest_file
         with self._lock, self._told:
             self._ours.sendall(json.dumps(order).encode() + b"\n")
-            assert self._told.wait_for(lambda: self._started, timeout=READY_S), "the nursery does not answer"
+            self._told.wait_for(lambda: self._started or self._gone, timeout=READY_S)
+            assert self._started, "the nursery has ended" if self._gone else "the nursery does not answer"
             return self._started.pop()
 
     def status(self, pid: int) -> int | None:
@@ -116,6 +118,9 @@ class Nursery:
                     else:
                         self._ended[said["ended"]] = said["status"]
                     self._told.notify_all()
+        with self._told:
+            self._gone = True
+            self._told.notify_all()
 
 
 def forked(enter: Enter) -> Nursery:
