@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import select
 
 from tasks.ledger import fan_outs, reading
 from tasks.ledger.fan_outs import Stage
+from tasks.tables import Job
 from tests.support.api import Api
 from tests.support.cli import Ran, started
 from tests.support.pool import TestPool, running, simulated
@@ -27,11 +29,13 @@ ROOT = Path(__file__).parents[2]
 OVERVIEW = ("--each", r"Explain {path}:\n{content}", "--merge", r"Write one overview from these notes:\n{results}")
 NOTES = ("--category", "notes", "--merge-category", "overview")
 
+jobs = Job.__table__  # type: ignore[attr-defined]
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A model server."""
-    made = Server(slots=64)
+    """A model server that takes a moment for each answer, so that there is a middle to die in."""
+    made = Server(slots=64, ttft_s=0.3)
     yield made
     made.close()
 
@@ -96,11 +100,13 @@ def test_this_repository_while_a_worker_dies(pool: TestPool, folder: Path) -> No
         assert command.stderr is not None
         id_ = command.stderr.readline().decode().strip()
         batch = fan_outs.one(pool.db, id_).batch_id
-        eventually(lambda: pool.batch(batch).done > 5, "some are done")
+        eventually(lambda: pool.batch(batch).done > 5 and _held(pool, batch, "doomed/other"), "it is in the middle")
         victim.kill()
+        held = _held(pool, batch, "doomed/other")
         said = command.stderr.read().decode()
         assert command.wait(60) == 0, said
     found = shown(pool, id_)
+    assert held, "calls died with it"
     assert (found["state"], found["inputs"], found["missing"]) == (Stage.DONE, len(files), [])
     assert [step["what"] for step in found["steps"]][:2] == ["inputs", "pieces"]
     assert all(step["done"] == step["total"] for step in found["steps"])
@@ -113,6 +119,13 @@ def test_this_repository_while_a_worker_dies(pool: TestPool, folder: Path) -> No
     text = pool.cli("fan-out", "status", id_).text
     assert f"{id_}  done  {len(files)} inputs, prompt" in text
     assert "│  ├─ tasks/app.py  done" in text or "├─ pieces: tasks/app.py  done" in text
+
+
+def _held(pool: TestPool, batch_id: str, worker: str) -> list[int]:
+    """The lines of a batch that a worker runs just now."""
+    query = select(jobs.c.line).where(jobs.c.batch_id == batch_id, jobs.c.worker == worker, jobs.c.state == "running")
+    with pool.db.read() as c:
+        return list(c.execute(query).scalars())
 
 
 def test_a_folder_is_read_as_git_would(pool: TestPool, folder: Path) -> None:
