@@ -7,18 +7,19 @@ moves the fan-out on, under a key made of both, so that no merge is ever submitt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import orjson
+import structlog
 from sqlalchemy.engine import Row
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tasks import merge_texts as texts
-from tasks.errors import Conflict, InputError, UsageError
+from tasks.errors import BrokerDown, Conflict, InputError, OtherTables, UsageError
 from tasks.ledger import api_batches, endings, fan_outs, reading, submit
 from tasks.ledger.database import Database
 from tasks.ledger.fan_outs import Stage, Standing
@@ -30,13 +31,32 @@ from tasks.schemas import NewJob, parse_line
 from tasks.splitting import LEAST, split
 from tasks.states import BatchState
 
+#: what has happened to a fan-out whose next step was submitted
+MERGES = "merges"
+log = structlog.get_logger(__name__)
+
 #: how the batch of a merge is marked where the fan-out came over HTTP
 FAN_OUTS = "/fan-outs"
 
 
-def run_once(db: Database, registry: Registry) -> Counter[str]:
-    """Let every fan-out go on that can; the counts say how many merges were submitted, and how many ended how."""
-    return Counter(found for id_ in fan_outs.due(db) if (found := advance(db, registry, id_)))
+def run_once(db: Database, registry: Registry, dispatch: Callable[[], object] = lambda: None) -> Counter[str]:
+    """Let every fan-out go on that can; the counts say how many merges were submitted, and how many ended how.
+
+    dispatch: sends what was submitted; where Redis is away the sweep does so later.
+    """
+    counts: Counter[str] = Counter()
+    for id_ in fan_outs.due(db):
+        try:
+            if found := advance(db, registry, id_):
+                counts[found] += 1
+        except (OtherTables, DBAPIError):
+            raise
+        except Exception as error:  # one that nobody foresaw holds up no other
+            log.error("a fan-out cannot go on", fan_out=id_, error=type(error).__name__)
+    if counts[MERGES]:
+        with suppress(BrokerDown):
+            dispatch()
+    return counts
 
 
 def advance(db: Database, registry: Registry, fan_out_id: str) -> str | None:
@@ -59,7 +79,7 @@ def advance(db: Database, registry: Registry, fan_out_id: str) -> str | None:
 
 
 def _has_enough(row: Row[Any], batch: Row[Any]) -> bool:
-    is_open = row.step == 0 and row.quorum is not None and row.enough_at is None and batch.state == BatchState.OPEN
+    is_open = row.step == 0 and row.quorum is not None and batch.state == BatchState.OPEN
     return is_open and batch.done + batch.escalated >= row.quorum
 
 
@@ -76,7 +96,7 @@ def _go_on(db: Database, registry: Registry, row: Row[Any]) -> str | None:
     step = planner.step()
     if step is None:
         return _ended(db, row, Stage.DONE)
-    return "merges" if _submit(db, row, step, planner.jobs(step)) else None
+    return MERGES if _submit(db, row, step, planner.jobs(step)) else None
 
 
 def _submit(db: Database, row: Row[Any], step: Step, merges: Iterator[NewJob]) -> bool:

@@ -20,6 +20,7 @@ from scheduler.beat import schedule
 from scheduler.redis_keys import mend
 from scheduler.service import Service
 from tasks.app import Publisher, hush, make_app
+from tasks.dispatch import fill
 from tasks.errors import PoolError
 from tasks.ledger import notices, sweeping
 from tasks.ledger.database import Database
@@ -83,10 +84,11 @@ def run(settings: Settings, registry: Registry) -> None:
 def _services(app: Celery, db: Database, broker: redis.Redis, registry: Registry, settings: Settings) -> list[Service]:
     """What beat's ticks run, each a task of the app."""
     publisher, times = Publisher(app), settings.times
+    send = partial(fill, db, Publisher(app), registry.reaches, times)  # of its own: services run side by side
     services = {
         SWEEP: Service("sweep", lambda: sweep.run_once(db, broker, publisher, registry, times), times.sweep),
         RUN_AUDIT: Service("audit", lambda: audit.run_once(db, registry), times.audit),
-        RUN_FAN_OUTS: Service("fan-outs", lambda: fanning.run_once(db, registry), times.fan_out),
+        RUN_FAN_OUTS: Service("fan-outs", lambda: fanning.run_once(db, registry, send), times.fan_out),
         RUN_ROLLUP: Service("rollup", lambda: rollups.run_once(db, settings), times.rollup),
         RUN_PRUNE: Service("prune", lambda: _prune(db, registry), times.rollup),
         RUN_NOTIFY: Service("notify", lambda: notify.run_once(db, registry, times), times.notify),

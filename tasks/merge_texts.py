@@ -36,6 +36,8 @@ JUDGE_WORDS = (
 )
 #: what is added to a prompt whose answers are to vote, unless they are labels
 VERDICT = "\n\nEnd with a line that holds nothing but your verdict, in as few words as possible."
+#: characters of a vote
+MOST_VOTE = 200
 _BULLET = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
 #: what an answer may be dressed in
 _DRESS = " \t*_`\"'“”.,;:!"
@@ -150,7 +152,7 @@ def cast(output: bytes) -> str:
     if not isinstance(value, str):
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     lines = [line for line in value.splitlines() if line.strip()]
-    return " ".join(_BULLET.sub("", lines[-1].strip()).strip(_DRESS).split()) if lines else ""
+    return " ".join(_BULLET.sub("", lines[-1].strip()).strip(_DRESS).split())[:MOST_VOTE] if lines else ""
 
 
 def majority(votes: Iterable[str]) -> dict[str, int]:

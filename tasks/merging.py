@@ -133,7 +133,8 @@ def next_step(
     """
     if last is not None and last.is_last:
         return None
-    step = None if kind is How.VOTE else _pieces(notes, number, sizes, most)
+    merges_already = last is not None and last.what != PIECES
+    step = None if kind is How.VOTE or merges_already else _pieces(notes, number, sizes, most)
     step = step or _merges(kind, notes, number, sizes, most_merged)
     if step is not None and last is not None and last.what == step.what and len(last.notes) <= len(step.notes):
         raise Stuck("the merges do not get shorter: ask for shorter ones, or name a class with a larger context")
@@ -193,8 +194,11 @@ def _covers(group: Sequence[Note], step: int, line: int) -> Note:
 def grouped(notes: Sequence[Note], most: int, sizes: Sizes, *, whole: bool = False) -> Iterator[list[Note]]:
     """The notes in groups that take `most` bytes at most, in order; all but the last hold two or more.
 
-    A note that takes more than half of it is cut; `whole`: only its first piece is shown.
+    Where they do not all fit, a note that takes more than half of it is cut; `whole`: only its first piece is shown.
     """
+    if sum(map(sizes.shown, notes)) <= most:
+        yield list(notes)
+        return
     group: list[Note] = []
     taken = 0
     for note in _cut(notes, most // 2, sizes, whole):

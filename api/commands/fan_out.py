@@ -208,7 +208,7 @@ def _tell_estimate(found: Any, as_json: bool) -> None:
         print_json({name: getattr(found, name) for name in found.__dataclass_fields__})
         return
     click.echo(f"inputs         {found.inputs:>8,}")
-    click.echo(f"jobs           {found.jobs:>8,}  {found.cut:,} inputs are cut into pieces")
+    click.echo(f"jobs           {found.jobs:>8,}  inputs that are cut into pieces: {found.cut:,}")
     click.echo(f"piece merges   {found.piece_merges:>8,}")
     click.echo(f"merges         {found.merges:>8,}  about, in {found.levels:,} level{'s' * (found.levels != 1)}")
     if found.refused:

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 import orjson
 from sqlalchemy.engine import Row
+from sqlalchemy.exc import OperationalError
 
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import Request, When, submit
-from api.use_cases.watching import Progress, watch
+from api.use_cases.watching import Progress, patiently, watch
 from scheduler.fanning import FAN_OUTS, advance
 from tasks import merge_texts as texts
 from tasks.budget import EXPECTED_OUT
@@ -308,7 +309,7 @@ def follow(pool: Pool, fan_out_id: str, timeout_s: float | None) -> Iterator[tup
     """
     until = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
-        row = fan_outs.one(pool.db, fan_out_id)
+        row = patiently(lambda: fan_outs.one(pool.db, fan_out_id))
         if row.state != Stage.RUNNING:
             return
         left = None if until is None else max(0.0, until - time.monotonic())
@@ -318,7 +319,11 @@ def follow(pool: Pool, fan_out_id: str, timeout_s: float | None) -> Iterator[tup
                 break
         if until is not None and time.monotonic() >= until:
             return
-        if advance(pool.db, pool.registry, fan_out_id) is None:
+        try:
+            moved = advance(pool.db, pool.registry, fan_out_id)
+        except OperationalError:  # the database went away: the next look waits for it
+            moved = None
+        if moved is None:
             time.sleep(LOOK_S)
         with suppress(BrokerDown):  # beat sends it later
             pool.dispatch()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import OperationalError
 
@@ -14,6 +14,8 @@ from api.embedded.state import running_pid
 from api.use_cases.pool import Pool
 from tasks.ledger import reading
 from tasks.states import TERMINAL, BatchState, JobState
+
+T = TypeVar("T")
 
 #: seconds the rate is taken over
 RATE_WINDOW_S = 30.0
@@ -61,7 +63,7 @@ def watch(pool: Pool, batch_id: str, timeout_s: float | None, every_s: float = 0
     until = None if timeout_s is None else time.monotonic() + timeout_s
     seen: deque[tuple[float, int]] = deque()
     while True:
-        row = _patiently(pool, batch_id)
+        row = patiently(lambda: reading.batch(pool.db, batch_id))
         progress = _progress(row, seen)
         yield progress
         now = time.monotonic()
@@ -70,11 +72,12 @@ def watch(pool: Pool, batch_id: str, timeout_s: float | None, every_s: float = 0
         time.sleep(every_s if until is None else max(0.0, min(every_s, until - now)))
 
 
-def _patiently(pool: Pool, batch_id: str) -> Any:
+def patiently(read: Callable[[], T]) -> T:
+    """What is read, once the database answers; raises what it says when it stays away for AWAY_S."""
     until = time.monotonic() + AWAY_S
     while True:
         try:
-            return reading.batch(pool.db, batch_id)
+            return read()
         except OperationalError:
             if time.monotonic() > until:
                 raise

@@ -126,7 +126,7 @@ def due(db: Database) -> list[str]:
     """Fan-outs that may go on: their step is over, or enough of their inputs have answered; the oldest first."""
     is_over = batches.c.state.in_((BatchState.FINISHED, BatchState.CANCELLED))
     answered = sum((batches.c[state.value] for state in sorted(ANSWERED)), start=0)
-    is_enough = and_(fan_outs.c.step == 0, fan_outs.c.enough_at.is_(None), answered >= fan_outs.c.quorum)
+    is_enough = and_(fan_outs.c.step == 0, answered >= fan_outs.c.quorum)
     query = (
         select(fan_outs.c.id)
         .join(batches, batches.c.id == fan_outs.c.step_batch_id)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import yaml
+from sqlalchemy import select
 
 from tasks.ledger import fan_outs, reading
 from tasks.ledger.fan_outs import Stage
+from tasks.tables import Job
 from tests.support.api import Api
 from tests.support.cli import Ran, started
 from tests.support.pool import TestPool, running, simulated
@@ -27,11 +29,13 @@ ROOT = Path(__file__).parents[2]
 OVERVIEW = ("--each", r"Explain {path}:\n{content}", "--merge", r"Write one overview from these notes:\n{results}")
 NOTES = ("--category", "notes", "--merge-category", "overview")
 
+jobs = Job.__table__  # type: ignore[attr-defined]
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A model server."""
-    made = Server(slots=64)
+    """A model server that takes a moment for each answer, so that there is a middle to die in."""
+    made = Server(slots=64, ttft_s=0.3)
     yield made
     made.close()
 
@@ -96,11 +100,13 @@ def test_this_repository_while_a_worker_dies(pool: TestPool, folder: Path) -> No
         assert command.stderr is not None
         id_ = command.stderr.readline().decode().strip()
         batch = fan_outs.one(pool.db, id_).batch_id
-        eventually(lambda: pool.batch(batch).done > 5, "some are done")
-        os.kill(victim.pid, signal.SIGKILL)
+        eventually(lambda: pool.batch(batch).done > 5 and _held(pool, batch, "doomed/other"), "it is in the middle")
+        victim.kill()
+        held = _held(pool, batch, "doomed/other")
         said = command.stderr.read().decode()
         assert command.wait(60) == 0, said
     found = shown(pool, id_)
+    assert held, "calls died with it"
     assert (found["state"], found["inputs"], found["missing"]) == (Stage.DONE, len(files), [])
     assert [step["what"] for step in found["steps"]][:2] == ["inputs", "pieces"]
     assert all(step["done"] == step["total"] for step in found["steps"])
@@ -113,6 +119,13 @@ def test_this_repository_while_a_worker_dies(pool: TestPool, folder: Path) -> No
     text = pool.cli("fan-out", "status", id_).text
     assert f"{id_}  done  {len(files)} inputs, prompt" in text
     assert "│  ├─ tasks/app.py  done" in text or "├─ pieces: tasks/app.py  done" in text
+
+
+def _held(pool: TestPool, batch_id: str, worker: str) -> list[int]:
+    """The lines of a batch that a worker runs just now."""
+    query = select(jobs.c.line).where(jobs.c.batch_id == batch_id, jobs.c.worker == worker, jobs.c.state == "running")
+    with pool.db.read() as c:
+        return list(c.execute(query).scalars())
 
 
 def test_a_folder_is_read_as_git_would(pool: TestPool, folder: Path) -> None:
@@ -345,25 +358,18 @@ def _done(api: Api, id_: str, head: dict[str, str]) -> Any:
     return found if found["state"] == Stage.DONE else None
 
 
-def test_by_hand_with_openai(pool: TestPool, api: Api) -> None:
-    """As the documentation says: a batch through the official client, and its answers merged by a second call."""
-    client: openai.OpenAI = api.client(pool.cli("keys", "create", "hand").text)
-    lines = [
-        {"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions",
-         "body": {"model": "category:notes", "messages": [{"role": "user", "content": f"Note {i}"}]}}
-        for i in range(3)
-    ]  # fmt: skip
-    file = client.files.create(file=("lines.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-    done = eventually(lambda: _finished(client, batch.id), "the batch is over", 60)
-    answers = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
-    texts = [answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers]
-    merged = client.chat.completions.create(
-        model="category:overview", messages=[{"role": "user", "content": "Merge:\n" + "\n".join(texts)}]
+def test_by_hand_with_openai(pool: TestPool, api: Api, folder: Path) -> None:
+    """The documentation's program, with only its address and key changed: a batch, and a second call that merges."""
+    notes(folder, a_md="A note.", b_md="Another.")
+    page = (ROOT / "ops" / "docs" / "fan-out.md").read_text()
+    program = textwrap.dedent("    import json" + page.split("    import json", 1)[1])
+    key = pool.cli("keys", "create", "hand").text
+    program = (
+        program.replace("http://127.0.0.1:8484", api.url)
+        .replace('"none"', f'"{key}"')
+        .replace("sleep(5)", "sleep(0.1)")
     )
-    assert merged.choices[0].message.content
-
-
-def _finished(client: openai.OpenAI, batch_id: str) -> Any:
-    batch = client.batches.retrieve(batch_id)
-    return batch if batch.status == "completed" else None
+    done = subprocess.run(
+        [sys.executable, "-c", program, "a.md", "b.md"], capture_output=True, timeout=120, check=False
+    )
+    assert (done.returncode, b"simulated" in done.stdout) == (0, True), done.stderr.decode()

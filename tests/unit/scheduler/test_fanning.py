@@ -271,7 +271,7 @@ def test_a_quorum_is_enough(ledger: Ledger, pool: Pool) -> None:
     ledger.fill()
     claimed = sorted(ledger.claim(me), key=lambda job: job.id)
     ledger.record(*(outcome(job, output=b'"x"') for job in claimed[:6]))
-    assert run_once(pool.db, REGISTRY) == {}
+    assert not run_once(pool.db, REGISTRY)
     ledger.record(outcome(claimed[6], output=b'"x"'))
     assert run_once(pool.db, REGISTRY) == {Stage.DONE: 1}
     (row,) = ledger.all(FanOutRow)
@@ -286,7 +286,7 @@ def test_cancelling_a_step_cancels_it(ledger: Ledger, pool: Pool) -> None:
     (row,) = ledger.all(FanOutRow)
     endings.cancel(ledger.db, row.step_batch_id)
     assert run_once(pool.db, REGISTRY) == {Stage.CANCELLED: 1}
-    assert run_once(pool.db, REGISTRY) == {}
+    assert not run_once(pool.db, REGISTRY)
 
 
 def test_two_at_once_make_one_merge(ledger: Ledger, pool: Pool) -> None:

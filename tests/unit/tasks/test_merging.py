@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks import merge_texts as texts
@@ -55,6 +55,8 @@ def steps(kind: How, pieces: Sequence[int], of: dict[tuple[int, int], int], most
     return found
 
 
+@example([1], {(0, 1): 333}, 400)
+@example([1], {(0, 1): 700}, 400)
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=30),
     st.dictionaries(st.tuples(st.just(0), st.integers(1, 60)), st.integers(1, 3_000), max_size=20),
