@@ -86,7 +86,9 @@ def _blocks(value: Any, field: str) -> Iterator[Block]:
     if isinstance(value, str):
         yield {"type": "text", "text": value}, field
         return
-    for i, block in enumerate(_list(value, field)):
+    if not isinstance(value, list):
+        _fault(field, "a text or a list of blocks is needed")
+    for i, block in enumerate(value):
         yield _object(block, f"{field}.{i}"), f"{field}.{i}"
 
 

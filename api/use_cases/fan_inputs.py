@@ -11,6 +11,7 @@ import glob
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -162,14 +163,14 @@ def _text(path: Path) -> str | None:
 
 def lines(name: str, stdin: IO[bytes]) -> Iterator[Item]:
     """The lines of a file that are not blank; `-` is standard input."""
-    with opened(name, stdin) as source:
+    with _read_anew(name, stdin) as source:
         for number, raw in read_lines(source):
             yield Item(str(number), {"line": _decoded(name, number, raw).rstrip("\r\n")}, _touched(name))
 
 
 def jsonl(name: str, stdin: IO[bytes]) -> Iterator[Item]:
     """The objects of a JSONL file, their keys the placeholders."""
-    with opened(name, stdin) as source:
+    with _read_anew(name, stdin) as source:
         for number, raw in read_lines(source):
             try:
                 row = orjson.loads(raw)
@@ -182,7 +183,7 @@ def jsonl(name: str, stdin: IO[bytes]) -> Iterator[Item]:
 
 def rows(name: str, stdin: IO[bytes]) -> Iterator[Item]:
     """The rows of a CSV file, the columns of its first line the placeholders."""
-    with opened(name, stdin) as source:
+    with _read_anew(name, stdin) as source:
         try:
             text = io.TextIOWrapper(source, encoding="utf-8-sig", newline="")
             reader = csv.DictReader(text, strict=True)
@@ -211,6 +212,13 @@ def _checked(first: Item, items: Iterator[Item]) -> Iterator[Item]:
         if missing := first.values.keys() - item.values.keys():
             raise InputError([LineFault(0, f"line {item.name}", f"lacks {', '.join(sorted(missing))[:80]}")])
         yield item
+
+
+@contextmanager
+def _read_anew(name: str, stdin: IO[bytes]) -> Iterator[Any]:
+    with opened(name, stdin) as source:
+        source.seek(0)
+        yield source
 
 
 def _plain(value: Any) -> str:

@@ -24,7 +24,7 @@ from tasks.fanning import MOST_INPUTS, Agent, Ask, Item, Shape, asked, chat_cate
 from tasks.ledger import api_batches, fan_outs
 from tasks.ledger.fan_outs import Stage
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
-from tasks.merging import JUDGE, MERGE, PIECES, How, Note, Sizes, Step, first_notes, how, next_step
+from tasks.merging import JUDGE, MERGE, PIECES, How, Sizes, Step, Stuck, first_notes, how, next_step
 from tasks.placeholders import read
 from tasks.registry import Registry
 from tasks.routing import NOTHING, Said
@@ -202,13 +202,14 @@ class _Made:
             self._shape = Shape(schema={"type": "object"})
         self._asks = [self._ask(one) for one in fan_out.asked]
 
-    def _check_merge(self) -> None:
-        """Whatever is wrong with the merge is found before anybody works for it."""
+    def _check_merge(self) -> int:
+        """Bytes of notes that a merge has room for, 0 where none is needed; a fault before anybody works for it."""
         chat_category(self._registry, self._category, "merge category")
-        if self._how.needs_jobs:
-            what = MERGE if self._how is How.PROMPT else JUDGE
-            prompt = self._fan_out.merge if what == MERGE else self._fan_out.asked[0].prompt
-            texts.notes_room(self._registry, what, self._category, prompt)
+        if not self._how.needs_jobs:
+            return 0
+        what = MERGE if self._how is How.PROMPT else JUDGE
+        prompt = self._fan_out.merge if what == MERGE else self._fan_out.asked[0].prompt
+        return texts.notes_room(self._registry, what, self._category, prompt)
 
     def _ask(self, one: Asked) -> Ask:
         category = chat_category(self._registry, one.category, "category")
@@ -267,28 +268,29 @@ class _Made:
         return hashlib.blake2b(kept, digest_size=16).hexdigest()
 
     def steps(self) -> Iterator[Step]:
-        """The merges there would be, if every answer had EXPECTED_BYTES."""
-        notes = list(first_notes(found[1] for found in self.inputs))
-        called = [str(found[0]) for found in self.inputs]
-        sizes = Sizes(lambda note: EXPECTED_BYTES, lambda note: len(texts.label(called, note).encode()), _in_half)
-        plan = self.plan("")
-        what = MERGE if self._how is How.PROMPT else JUDGE
-        prompt = plan["prompt"] if what == MERGE else plan["asks"][0]["request"]
-        merged = texts.notes_room(self._registry, what, self._category, prompt) if self._how.needs_jobs else 0
+        """The merges there would be, if every answer had EXPECTED_BYTES, or less where a merge has little room.
 
-        def most(note: Note) -> int:
-            ask = plan["asks"][self.inputs[note.first][2]]
-            return texts.notes_room(self._registry, PIECES, ask["category"], ask["request"], ask["system"])
-
-        last, number = None, 1
-        while (step := next_step(self._how, notes, number, last, sizes, most, merged)) is not None:
-            yield step
-            notes, last, number = list(step.notes), step, number + 1
-
-
-def _in_half(note: Note, most: int) -> list[Note]:
-    """An answer that is too long for half of a small context, cut as far as an estimate needs it."""
-    return [note._replace(start=i, end=i + 1) for i in range(-(-EXPECTED_BYTES // max(1, most)))]
+        A tree of longer ones might never get smaller, which only the answers can tell.
+        """
+        plan, called = self.plan(""), [str(found[0]) for found in self.inputs]
+        rooms = [
+            texts.notes_room(self._registry, PIECES, ask["category"], ask["request"], ask["system"])
+            for ask in plan["asks"]
+        ]
+        merged = self._check_merge()
+        expected = min(EXPECTED_BYTES, *(most // 4 for most in (*rooms, merged) if most))
+        sizes = Sizes(
+            lambda note: expected,
+            lambda note: min(expected, len(texts.label(called, note).encode())),
+            lambda note, most: [note],
+        )
+        notes, last, number = list(first_notes(found[1] for found in self.inputs)), None, 1
+        with suppress(Stuck):
+            while step := next_step(
+                self._how, notes, number, last, sizes, lambda note: rooms[self.inputs[note.first][2]], merged
+            ):
+                yield step
+                notes, last, number = list(step.notes), step, number + 1
 
 
 def _merges_by_default(registry: Registry) -> str:

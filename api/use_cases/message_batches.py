@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import IO, Any
 
@@ -33,7 +34,8 @@ MOST_REQUESTS, MOST_ID = 100_000, 64
 #: what a request of a batch may not have
 CANNOT = ("stream", "tools")
 
-#: a body of 256 MB takes several times that as objects: one at a time
+#: bytes of a body beyond which there is one at a time: as objects it takes several times its size
+LARGE = 16 * 1024 * 1024
 _one_at_a_time = threading.Lock()
 
 
@@ -42,7 +44,7 @@ def submit(pool: Pool, body: IO[bytes], owner: str, said: Said, key: str | None 
 
     Raises UsageError for the first fault, Conflict where the idempotency key was used for something else.
     """
-    with _one_at_a_time:
+    with _one_at_a_time if body.seek(0, os.SEEK_END) > LARGE else nullcontext():
         requests, digest = _requests(body)
         batch_id, new = loading.begin(pool.db, name=None, key=key, body_hash=digest)
         if new:
@@ -61,7 +63,6 @@ def submit(pool: Pool, body: IO[bytes], owner: str, said: Said, key: str | None 
 
 def _requests(body: IO[bytes]) -> tuple[list[Any], str]:
     """The requests, and a hash of all that was sent."""
-    body.seek(0, 2)
     if not body.tell():
         raise UsageError("requests: a list is needed")
     body.flush()

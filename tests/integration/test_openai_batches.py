@@ -6,16 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
-from openai.types import Batch
 
 from tests.support.api import Api
+from tests.support.lazily import Lazily
 from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import Batch
+else:
+    openai = Lazily("openai")
 
 OVER = {"completed", "failed", "expired", "cancelled"}
 

@@ -444,3 +444,14 @@ def test_where_the_configuration_comes_from(tmp_path: Path) -> None:
 def test_the_nearest_name(word: str, known: list[str], says: str) -> None:
     """A near name is offered, else all of them, else nothing."""
     assert nearest(word, known) == says
+
+
+def test_aliases() -> None:
+    """The user's own come first, a name that is configured is never an alias, and what one means must be there."""
+    registry = read("aliases: {claude-*: reason, 'claude-*haiku*': category:classify}")
+    assert registry.meant("claude-opus-9") == "reason"
+    assert registry.meant("claude-haiku-9") == "reason"  # the first that fits
+    assert registry.meant("gemma3:4b") == "gemma3:4b"
+    assert read("aliases: {gpt-*: auto}").meant("claude-haiku-9") == "small"
+    with pytest.raises(ConfigError, match="did you mean 'reason'"):
+        read("aliases: {claude-*: reson}")
