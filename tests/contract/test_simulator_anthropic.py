@@ -76,10 +76,10 @@ def test_schema_is_obeyed(client: anthropic.Anthropic) -> None:
     assert json.loads(reply.content[0].text) == {"n": 4}
 
 
-def test_tools_are_accepted(client: anthropic.Anthropic) -> None:
-    """Tools are taken and not called."""
+def test_tools_are_called(client: anthropic.Anthropic) -> None:
+    """The first tool is called."""
     reply = client.messages.create(tools=[{"name": "f", "input_schema": {"type": "object"}}], **ask())
-    assert reply.stop_reason == "end_turn"
+    assert (reply.stop_reason, reply.content[-1].type, reply.content[-1].name) == ("tool_use", "tool_use", "f")
 
 
 def test_max_tokens(client: anthropic.Anthropic) -> None:

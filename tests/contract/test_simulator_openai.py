@@ -84,10 +84,12 @@ def test_json_mode_and_schema(client: openai.OpenAI) -> None:
     assert json.loads(chat(client, response_format=wanted).choices[0].message.content) == {"colour": "red"}
 
 
-def test_tools_are_accepted(client: openai.OpenAI) -> None:
-    """Tools are taken and not called."""
+def test_tools_are_called(client: openai.OpenAI) -> None:
+    """The first tool is called, unless the choice is none."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    assert chat(client, tools=tools).choices[0].finish_reason == "stop"
+    choice = chat(client, tools=tools).choices[0]
+    assert (choice.finish_reason, choice.message.tool_calls[0].function.name) == ("tool_calls", "f")
+    assert chat(client, tools=tools, tool_choice="none").choices[0].finish_reason == "stop"
 
 
 def test_max_tokens(client: openai.OpenAI) -> None:
