@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.support.lazily import Lazily
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 if TYPE_CHECKING:
-    import anthropic  # it takes a second: those tests import it that use it
+    import anthropic
+else:
+    anthropic = Lazily("anthropic")
 
 MODEL = "claude-simulated"
 
@@ -27,8 +30,6 @@ def sim() -> Iterator[BackgroundSimulator]:
 @pytest.fixture
 def client(sim: BackgroundSimulator) -> Iterator[anthropic.Anthropic]:
     """The official client, without retries of its own."""
-    import anthropic
-
     with anthropic.Anthropic(base_url=sim.url, api_key="k", max_retries=0) as official:
         yield official
 
@@ -112,8 +113,6 @@ def test_required_fields(sim: BackgroundSimulator, missing: str) -> None:
 
 def test_a_wrong_key_is_401(client: anthropic.Anthropic) -> None:
     """A wrong key is the client's AuthenticationError."""
-    import anthropic
-
     with pytest.raises(anthropic.AuthenticationError):
         client.with_options(api_key="wrong").messages.create(**ask())
 
@@ -130,8 +129,6 @@ def test_models_are_listed(client: anthropic.Anthropic) -> None:
 )  # fmt: skip
 def test_status_faults_are_the_clients_errors(client: anthropic.Anthropic, status: int, kind: str) -> None:
     """Each status raises the client's own class with Anthropic's type."""
-    import anthropic
-
     with pytest.raises(anthropic.APIStatusError) as caught:
         client.messages.create(**ask(f"[[sim:{status}]]"))
     assert caught.value.status_code == status
@@ -142,8 +139,6 @@ def test_status_faults_are_the_clients_errors(client: anthropic.Anthropic, statu
 
 def test_an_error_in_the_stream(client: anthropic.Anthropic) -> None:
     """midstream-error raises while the stream is read."""
-    import anthropic
-
     with (
         pytest.raises(anthropic.APIStatusError, match="middle of the stream"),
         client.messages.stream(**ask("[[sim:midstream-error]]")) as stream,

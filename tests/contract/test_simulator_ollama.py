@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.support.lazily import Lazily
 from workers.simulator import BackgroundSimulator, in_thread
 
 if TYPE_CHECKING:
-    import ollama  # it takes a second: those tests import it that use it
+    import ollama
+else:
+    ollama = Lazily("ollama")
 
 USER = [{"role": "user", "content": "hello"}]
 
@@ -27,8 +30,6 @@ def sim() -> Iterator[BackgroundSimulator]:
 @pytest.fixture
 def client(sim: BackgroundSimulator) -> Iterator[ollama.Client]:
     """The official client."""
-    import ollama
-
     with ollama.Client(sim.url) as official:
         yield official
 
@@ -89,8 +90,6 @@ def test_thinking_is_on_unless_switched_off(client: ollama.Client) -> None:
 
 def test_thinking_on_an_incapable_model_is_refused(client: ollama.Client) -> None:
     """`think: true` is a 400 where the model cannot."""
-    import ollama
-
     with pytest.raises(ollama.ResponseError, match="does not support thinking") as caught:
         client.chat("gemma3:4b", messages=USER, think=True)
     assert caught.value.status_code == 400
@@ -126,8 +125,6 @@ def test_embeddings(client: ollama.Client) -> None:
 
 def test_listing_and_showing(client: ollama.Client) -> None:
     """tags lists every model, untagged ones as latest; show tells what one can do."""
-    import ollama
-
     names = {model.model for model in client.list().models}
     assert {"gemma3:4b", "bge-m3:latest"} <= names
     assert "thinking" in (client.show("gemma4:26b").capabilities or [])
@@ -153,8 +150,6 @@ def test_empty_requests_load_and_unload(client: ollama.Client) -> None:
 
 def test_delete_and_pull(client: ollama.Client) -> None:
     """A deleted model is 404 until it is pulled again; an unknown one fails inside the stream."""
-    import ollama
-
     client.delete("gemma3:4b")
     with pytest.raises(ollama.ResponseError) as caught:
         client.chat("gemma3:4b", messages=USER)
@@ -196,8 +191,6 @@ def test_long_prompts_are_cut_in_silence(sim: BackgroundSimulator, client: ollam
 
 def test_full_queue(sim: BackgroundSimulator, client: ollama.Client) -> None:
     """Beyond the queue a request is 503 with Ollama's own words."""
-    import ollama
-
     sim.configure(slots=1, queue_limit=0)
     body = {"model": "gemma3:4b", "messages": [{"role": "user", "content": "[[sim:stall]]"}]}
     with (

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.support.lazily import Lazily
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 if TYPE_CHECKING:
-    import openai  # it takes a second: those tests import it that use it
+    import openai
+else:
+    openai = Lazily("openai")
 
 
 @pytest.fixture
@@ -25,8 +28,6 @@ def sim() -> Iterator[BackgroundSimulator]:
 @pytest.fixture
 def client(sim: BackgroundSimulator) -> Iterator[openai.OpenAI]:
     """The official client, without retries of its own."""
-    import openai
-
     with openai.OpenAI(base_url=f"{sim.url}/v1", api_key="k", max_retries=0) as official:
         yield official
 
@@ -123,8 +124,6 @@ def test_models_and_health(sim: BackgroundSimulator, client: openai.OpenAI) -> N
 
 def test_a_wrong_key_is_401(sim: BackgroundSimulator, client: openai.OpenAI) -> None:
     """Every way in but liveness asks for the key."""
-    import openai
-
     other = client.with_options(api_key="wrong")
     with pytest.raises(openai.AuthenticationError):
         chat(other)
@@ -135,8 +134,6 @@ def test_a_wrong_key_is_401(sim: BackgroundSimulator, client: openai.OpenAI) -> 
 
 def test_unknown_model_is_404(client: openai.OpenAI) -> None:
     """A model that is not served is model_not_found."""
-    import openai
-
     with pytest.raises(openai.NotFoundError) as caught:
         chat(client, model="no-such")
     assert caught.value.code == "model_not_found"
@@ -144,8 +141,6 @@ def test_unknown_model_is_404(client: openai.OpenAI) -> None:
 
 def test_too_long_a_prompt_is_llama_cpps_400(sim: BackgroundSimulator, client: openai.OpenAI) -> None:
     """A prompt beyond the context is exceed_context_size_error with both numbers."""
-    import openai
-
     sim.configure(models={"tiny": {"context": 10}})
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, "x" * 36, model="tiny")
@@ -157,8 +152,6 @@ def test_too_long_a_prompt_is_llama_cpps_400(sim: BackgroundSimulator, client: o
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 def test_status_faults_are_the_clients_errors(client: openai.OpenAI, status: int) -> None:
     """Each status raises the client's own class, with Retry-After on a 429."""
-    import openai
-
     with pytest.raises(openai.APIStatusError) as caught:
         chat(client, f"[[sim:{status}]]")
     assert caught.value.status_code == status
@@ -167,8 +160,6 @@ def test_status_faults_are_the_clients_errors(client: openai.OpenAI, status: int
 
 def test_an_error_in_the_stream(client: openai.OpenAI) -> None:
     """midstream-error raises after the first pieces."""
-    import openai
-
     stream = chat(client, "[[sim:midstream-error]]", stream=True)
     assert next(stream).choices
     with pytest.raises(openai.APIError, match="middle of the stream"):

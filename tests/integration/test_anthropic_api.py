@@ -7,19 +7,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
 import pytest
-from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
 from sqlalchemy import select, update
 
 from tasks.tables import Batch, CallRow
 from tests.support.api import Api
+from tests.support.lazily import Lazily
 from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import anthropic
+    from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse
+else:
+    anthropic = Lazily("anthropic")
 
 batches = Batch.__table__  # type: ignore[attr-defined]
 calls = CallRow.__table__  # type: ignore[attr-defined]
@@ -244,25 +249,25 @@ def test_count_tokens(client: anthropic.Anthropic) -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "field"),
     [
-        ({"model": "nonsense"}, anthropic.NotFoundError, "model"),
-        ({"messages": []}, anthropic.BadRequestError, "messages"),
-        ({"max_tokens": 0}, anthropic.BadRequestError, "max_tokens"),
-        ({"temperature": 9}, anthropic.BadRequestError, "temperature"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, anthropic.BadRequestError, "tools.0.type"),
+        ({"model": "nonsense"}, "NotFoundError", "model"),
+        ({"messages": []}, "BadRequestError", "messages"),
+        ({"max_tokens": 0}, "BadRequestError", "max_tokens"),
+        ({"temperature": 9}, "BadRequestError", "temperature"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "tools.0.type"),
         (
             {"model": "tiny", "messages": [{"role": "user", "content": "x " * 1_000}]},
-            anthropic.BadRequestError,
+            "BadRequestError",
             "prompt is too long",
         ),
     ],
     ids=["model", "no messages", "no tokens", "number", "a tool of Anthropic's servers", "too long"],
 )
-def test_what_is_wrong_is_told(client: anthropic.Anthropic, body: Any, kind: Any, field: str) -> None:
+def test_what_is_wrong_is_told(client: anthropic.Anthropic, body: Any, kind: str, field: str) -> None:
     """Each fault has its kind, its field and a request id; nothing of the prompt is repeated."""
     asked: Any = {"model": "small", "max_tokens": 10, "messages": ASK}
-    with pytest.raises(kind) as caught:
+    with pytest.raises(getattr(anthropic, kind)) as caught:
         client.messages.create(**{name: asked[name] for name in asked if name not in body}, **_said(asked, body))
-    error = caught.value
+    error: Any = caught.value
     assert error.body["error"]["message"].startswith(f"{field}: ")
     assert error.body["request_id"] == error.request_id
     assert "Rome" not in str(error.body)

@@ -6,17 +6,22 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.support.api import Api
 from tests.support.cli import jsonl
+from tests.support.lazily import Lazily
 from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 #: requests of each kind that are made up
 STRANGE = 10

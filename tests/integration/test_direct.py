@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 from sqlalchemy import select
 
 from tasks.tables import Audit, CallRow
 from tests.support.api import Api
+from tests.support.lazily import Lazily
 from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 calls = CallRow.__table__  # type: ignore[attr-defined]
 audits = Audit.__table__  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -21,9 +21,15 @@ from tasks.ledger.fan_outs import Stage
 from tasks.tables import Job
 from tests.support.api import Api
 from tests.support.cli import Ran, started
+from tests.support.lazily import Lazily
 from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 ROOT = Path(__file__).parents[2]
 OVERVIEW = ("--each", r"Explain {path}:\n{content}", "--merge", r"Write one overview from these notes:\n{results}")

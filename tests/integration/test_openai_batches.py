@@ -6,16 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
-from openai.types import Batch
 
 from tests.support.api import Api
+from tests.support.lazily import Lazily
 from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import Batch
+else:
+    openai = Lazily("openai")
 
 OVER = {"completed", "failed", "expired", "cancelled"}
 
@@ -188,9 +193,9 @@ def test_its_files_are_files(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "body", "kind"),
     [
-        ("/v1/completions", {"model": "small", "prompt": "A note."}, openai.types.Completion),
-        ("/v1/embeddings", {"model": "embed", "input": ["a", "b"]}, openai.types.CreateEmbeddingResponse),
-        ("/v1/responses", {"model": "small", "input": "A note."}, openai.types.responses.Response),
+        ("/v1/completions", {"model": "small", "prompt": "A note."}, lambda: openai.types.Completion),
+        ("/v1/embeddings", {"model": "embed", "input": ["a", "b"]}, lambda: openai.types.CreateEmbeddingResponse),
+        ("/v1/responses", {"model": "small", "input": "A note."}, lambda: openai.types.responses.Response),
         (
             "/v1/responses",
             {
@@ -199,7 +204,7 @@ def test_its_files_are_files(client: openai.OpenAI) -> None:
                 "input": [{"role": "user", "content": [{"type": "input_text", "text": "A note."}]}],
                 "max_output_tokens": 200,
             },
-            openai.types.responses.Response,
+            lambda: openai.types.responses.Response,
         ),
     ],
     ids=["completions", "embeddings", "responses", "a conversation"],
@@ -208,7 +213,7 @@ def test_each_endpoint_answers_in_its_own_shape(client: openai.OpenAI, endpoint:
     """The official types read every endpoint's answers."""
     over = ended(client, created(client, [line("a", endpoint, body)], endpoint))
     (found,) = results(client, over.output_file_id)
-    answer = kind.model_validate(found["response"]["body"])
+    answer = kind().model_validate(found["response"]["body"])
     match answer:
         case openai.types.CreateEmbeddingResponse():
             assert [one.index for one in answer.data] == [0, 1]

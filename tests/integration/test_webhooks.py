@@ -8,15 +8,20 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from tests.support.api import Api
+from tests.support.lazily import Lazily
 from tests.support.pool import running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes of a test's key").decode()
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 
 from api.embedded.redis_server import free_port
+from tests.support.lazily import Lazily
 from tests.support.nursery import Role
 from tests.support.pool import TestPool
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = Lazily("openai")
 
 
 class Api:
