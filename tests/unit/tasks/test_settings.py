@@ -51,6 +51,7 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
         "log_level": "debug",
         "log_format": "json",
         "drain_s": "3",
+        "api_key": "ofl_of-an-administrator",
         "flower_auth": "me:secret",
         "time_divisor": "10",
     }
@@ -58,7 +59,7 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
     for name, value in wanted.items():
         environment.setenv(f"OFFLOAD_{name.upper()}", value)
     settings = load_settings()
-    said = {"drain_s": "3.0", "flower_auth": "**********", "time_divisor": "10.0"}
+    said = {"drain_s": "3.0", "api_key": "**********", "flower_auth": "**********", "time_divisor": "10.0"}
     assert {n: str(getattr(settings, n)) for n in wanted} == wanted | said
     assert settings.flower_auth is not None
     assert settings.flower_auth.get_secret_value() == "me:secret"
