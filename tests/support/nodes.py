@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,11 @@ class NodeHost:
             process = child(arguments, self.environment, self.log)
         self._workers.append(process)
         return process
+
+    def keep(self) -> None:
+        """Start its worker, the last that was, again where its watchdog has ended it, as a supervisor does."""
+        if self._workers[-1].poll() == os.EX_SOFTWARE:
+            self.worker()
 
     def _is(self, process: Role, phase: str) -> bool:
         assert process.poll() is None, f"it ended: {self.log}"
