@@ -151,6 +151,12 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Sai
         yield "category", f"unknown category {line.category[:40]!r}" + nearest(line.category, list(registry.categories))
         return
     given = [n for n in ("prompt", "messages", "input") if getattr(line, n) is not None]
+    for i, message in enumerate(line.messages or ()):
+        if isinstance(message.content, list) and any(map(_is_image_elsewhere, message.content)):
+            yield (
+                f"messages.{i}.content",
+                "an image is given as a data: URL; an address would be fetched by the server",
+            )
     for name in ("prompt", "input"):
         texts = getattr(line, name) or ()
         if any(not text.strip() for text in ([texts] if isinstance(texts, str) else texts)):
@@ -174,6 +180,12 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Sai
             yield "schema", str(error)
     if line.model is not None:
         yield from _model_faults(line, category, registry, said)
+
+
+def _is_image_elsewhere(part: dict[str, Any]) -> bool:
+    source = part.get("image_url")
+    url = source.get("url") if isinstance(source, dict) else source
+    return part.get("type") == "image_url" and not (isinstance(url, str) and url.startswith("data:"))
 
 
 def _model_faults(line: JobLine, category: Category, registry: Registry, said: Said) -> Any:

@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -90,7 +91,7 @@ class Callers:
             return False
         until, is_open = self._open
         if time.monotonic() > until:
-            is_open = not api_keys.any_in_force(self._pool.db)
+            is_open = not api_keys.any_made(self._pool.db)
             self._open = (time.monotonic() + REMEMBERED_S, is_open)
         return is_open
 
@@ -138,14 +139,22 @@ def _key(request: Request) -> str | None:
 
 
 def _check_host(request: Request) -> None:
-    """While the API is open, a web page must not reach it under a name of its own (DNS rebinding)."""
-    host = request.url.hostname or ""
-    try:
-        is_here = ip_address(host).is_loopback
-    except ValueError:
-        is_here = host == "localhost" or host.endswith(".localhost") or host == "testserver"
-    if not is_here:
+    """While the API is open it answers this machine only, and no web page but its own.
+
+    A page may reach it under a name of its own (DNS rebinding), or post to it without reading the answer.
+    """
+    peer = request.client.host if request.client else ""
+    origin = request.headers.get("origin")
+    pages = [] if origin is None else [urlsplit(origin).hostname or ""]
+    if not all(map(_is_here, (peer, request.url.hostname or "", *pages))):
         raise ApiError(403, "Without keys this API answers to local addresses only: offload keys create")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def needs(scope: Scope) -> Callable[[Request], Caller]:

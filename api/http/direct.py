@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import orjson
+import structlog
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
@@ -28,6 +29,8 @@ router = APIRouter(prefix="/v1", tags=["direct"])
 
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
+log = structlog.get_logger(__name__)
+
 #: bytes of a body beyond which it is judged on another thread, so that nobody else waits for it
 LARGE = 64 * 1024
 #: of a client that has gone; nobody reads it
@@ -273,6 +276,9 @@ class Pieces:
             self.given = await run(request, asked)
         except ApiError as error:
             self.error = error
+        except Exception as error:  # a stream that just stops would look like a short answer
+            log.error("a request failed", error=type(error).__name__)
+            self.error = ApiError(500, "Something is wrong with this server; its log says what.")
         finally:
             self._queue.put_nowait(None)
 

@@ -11,6 +11,7 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
@@ -90,7 +91,7 @@ async def create(
         started = await asyncio.to_thread(start)
     except InputError as error:
         raise ApiError(400, "\n".join(map(str, [*faults, *error.faults])), code="invalid_inputs") from None
-    with suppress(BrokerDown):  # beat sends them later
+    with suppress(BrokerDown, SQLAlchemyError):  # beat sends them later
         await asyncio.to_thread(pool.dispatch)
     counted = {"inputs": started.inputs, "jobs": started.jobs, "new": started.new}
     return {"id": started.fan_out_id, "batch": started.batch_id, "state": Stage.RUNNING, **counted}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
@@ -35,6 +36,8 @@ router = APIRouter(tags=["pool"])
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
 Priority = Annotated[int, Query(ge=-99, le=99)]
+#: lines of a batch that may be counted over
+MOST_LINES = 1 << 40
 #: bytes of a body that are kept in memory
 IN_MEMORY = 1 << 20
 #: faults that are told
@@ -67,6 +70,7 @@ async def submit_jobs(
         key=f"{caller.owner}:{idempotency_key}" if idempotency_key else None,
         priority=priority,
         deadline=deadline_s,
+        beside=lambda c, batch_id: api_batches.own_in(c, batch_id, caller.owner, JOBS),
         on_fault=lambda fault: faults.append(fault) if len(faults) < MOST_FAULTS else None,
     )
     pool = _pool(request)
@@ -77,8 +81,7 @@ async def submit_jobs(
             done = await asyncio.to_thread(submit, pool, spool, asked)  # type: ignore[arg-type]
         except InputError as error:
             raise ApiError(400, "\n".join(map(str, [*faults, *error.faults])), code="invalid_lines") from None
-    await asyncio.to_thread(api_batches.own, pool.db, done.batch_id, caller.owner, JOBS)
-    with suppress(BrokerDown):  # beat sends them later
+    with suppress(BrokerDown, SQLAlchemyError):  # they are promised; beat sends them later
         await asyncio.to_thread(pool.dispatch)
     return {"id": done.batch_id, "jobs": done.jobs, "new": done.new}
 
@@ -99,8 +102,8 @@ def results(
     request: Request,
     caller: Reader,
     batch_id: str,
-    offset: Annotated[int, Query(ge=0)] = 0,
-    limit: Annotated[int | None, Query(ge=1)] = None,
+    offset: Annotated[int, Query(ge=0, le=MOST_LINES)] = 0,
+    limit: Annotated[int | None, Query(ge=1, le=MOST_LINES)] = None,
     state: Literal["done", "escalated", "failed", "refused", "cancelled", "expired"] | None = None,
 ) -> StreamingResponse:
     """The result lines there are so far, as `offload results` prints them. offset: lines that are left out."""
@@ -163,7 +166,7 @@ def resume(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]
     _batch(request, caller, batch_id)
     pool = _pool(request)
     control.resume(pool, batch_id)
-    with suppress(BrokerDown):
+    with suppress(BrokerDown, SQLAlchemyError):
         pool.dispatch()
     return _shown(_batch(request, caller, batch_id))
 
@@ -175,7 +178,7 @@ def retry(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]:
     pool = _pool(request)
     again = control.retry(pool, batch_id, (), None, None)
     api_batches.own(pool.db, again, caller.owner, JOBS)
-    with suppress(BrokerDown):
+    with suppress(BrokerDown, SQLAlchemyError):
         pool.dispatch()
     return _shown(_batch(request, caller, again))
 

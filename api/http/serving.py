@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 def serve(pool: Pool, address: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises UsageError where it may not listen there, PoolError where it cannot."""
-    is_open = pool.settings.api_key is None and not api_keys.any_in_force(pool.db)
+    is_open = pool.settings.api_key is None and not api_keys.any_made(pool.db)
     if is_open and not is_loopback(address):
         raise UsageError(f"without keys the API listens on this machine only, not on {address}: offload keys create")
     sock = _listen(address, port)

@@ -56,7 +56,7 @@ def submit(pool: Pool, body: IO[bytes], owner: str, said: Said, key: str | None 
                     loading.drop_loading(pool.db, batch_id)
                 raise
     api_batches.own(pool.db, batch_id, owner, ENDPOINT)
-    with suppress(BrokerDown):  # beat sends them later
+    with suppress(BrokerDown, SQLAlchemyError):  # beat sends them later
         pool.dispatch()
     return batch_id
 

@@ -24,6 +24,7 @@ from tasks.errors import BrokerDown, PoolError
 from tasks.ledger import api_batches, endings
 from tasks.ledger import submit as loading
 from tasks.ledger.api_batches import Phase, Seen, Whose
+from tasks.ledger.database import is_unable
 from tasks.privacy import Tier
 from tasks.routing import Said
 from tasks.schemas import NewJob
@@ -74,8 +75,10 @@ class Validator(threading.Thread):
                 return
             try:
                 validate(self._pool, batch_id)
-            except PoolError as error:
-                log.error("a batch could not be loaded", batch=batch_id, error=str(error))
+            except Exception as error:  # one batch must not hold up those behind it
+                if is_unable(error):
+                    raise
+                log.error("a batch could not be loaded", batch=batch_id, error=type(error).__name__)
         if time.monotonic() - self._tidied_at > TIDY_EVERY_S:
             self._tidied_at = time.monotonic()
             uploads.drop_expired(self._pool)
@@ -116,9 +119,10 @@ def _check_and_load(pool: Pool, seen: Seen, name: str, source: BinaryIO) -> None
         api_batches.failed(pool.db, seen.api.id, reading.errors)
         return
     _load(pool, seen, name, reading)
-    if api_batches.loaded(pool.db, seen.api.id, reading.model):
+    now = api_batches.seen(pool.db, seen.api.id, Whose(everybody=True))
+    if now is not None and now.api.cancelling_at is not None:
         endings.cancel(pool.db, seen.api.id)
-    with suppress(BrokerDown):  # beat sends it later
+    with suppress(BrokerDown, SQLAlchemyError):  # beat sends it later
         pool.dispatch()
 
 
@@ -138,7 +142,9 @@ def _load(pool: Pool, seen: Seen, name: str, reading: _Reading) -> None:
         loading.add(pool.db, batch_id, reading.jobs())
         if reading.errors:
             raise PoolError("the file changed while it was read")
-        loading.open_batch(pool.db, batch_id)
+        loading.open_batch(
+            pool.db, batch_id, lambda c: api_batches.loaded_in(c, pool.db.now(c), batch_id, reading.model)
+        )
     except BaseException:
         with suppress(SQLAlchemyError):
             loading.drop_loading(pool.db, batch_id)

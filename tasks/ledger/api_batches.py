@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, true, tuple_, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
@@ -244,10 +244,15 @@ def forget(db: Database, batch_id: str) -> None:
 def own(db: Database, batch_id: str, owner: str, endpoint: str) -> None:
     """Note whose a batch is that was loaded in another way; whoever owns it already keeps it."""
     with db.write() as c:
-        row = c.execute(select(batches.c.created_at, batches.c.deadline_at).where(batches.c.id == batch_id)).one()
-        values = {"id": batch_id, "owner": owner, "state": Phase.LOADED, "endpoint": endpoint, "input_file_id": ""}
-        times = {"created_at": row.created_at, "expires_at": row.deadline_at, "loaded_at": row.created_at}
-        insert_new(c, api_batches, [{**values, "window": "", "said": {}, "gone": [], "told": [], "tries": 0, **times}])
+        own_in(c, batch_id, owner, endpoint)
+
+
+def own_in(c: Connection, batch_id: str, owner: str, endpoint: str) -> None:
+    """The same in a transaction that does other things."""
+    row = c.execute(select(batches.c.created_at, batches.c.deadline_at).where(batches.c.id == batch_id)).one()
+    values = {"id": batch_id, "owner": owner, "state": Phase.LOADED, "endpoint": endpoint, "input_file_id": ""}
+    times = {"created_at": row.created_at, "expires_at": row.deadline_at, "loaded_at": row.created_at}
+    insert_new(c, api_batches, [{**values, "window": "", "said": {}, "gone": [], "told": [], "tries": 0, **times}])
 
 
 def validating(db: Database) -> list[str]:
@@ -257,14 +262,15 @@ def validating(db: Database) -> list[str]:
         return list(c.execute(query.order_by(api_batches.c.created_at)).scalars())
 
 
-@retried
-def loaded(db: Database, batch_id: str, model: str | None) -> bool:
-    """Its jobs are in the ledger. model: its first line's. Whether somebody asked meanwhile that it be cancelled."""
-    with db.write() as c:
-        mine = api_batches.c.id == batch_id, api_batches.c.state == Phase.VALIDATING
-        c.execute(update(api_batches).where(*mine).values(state=Phase.LOADED, loaded_at=db.now(c), model=model))
-        asked = c.execute(select(api_batches.c.cancelling_at).where(api_batches.c.id == batch_id)).scalar()
-    return asked is not None
+def loaded_in(c: Connection, now: float, batch_id: str, model: str | None) -> None:
+    """Its jobs are in the ledger with this commit. model: its first line's.
+
+    Raises Conflict where it has failed or was cancelled meanwhile: then nothing of it may be opened.
+    """
+    mine = api_batches.c.id == batch_id, api_batches.c.state == Phase.VALIDATING
+    values = {"state": Phase.LOADED, "loaded_at": now, "model": model}
+    if c.execute(update(api_batches).where(*mine).values(**values)).rowcount != 1:
+        raise Conflict(f"batch {batch_id} is not to be loaded any more")
 
 
 @retried

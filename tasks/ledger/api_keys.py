@@ -85,10 +85,10 @@ def everyone(db: Database) -> list[Row[Any]]:
         return list(c.execute(select(keys).order_by(keys.c.created_at)).all())
 
 
-def any_in_force(db: Database) -> bool:
-    """Whether the API is closed to those without a key."""
+def any_made(db: Database) -> bool:
+    """Whether the API is closed to those without a key: once there was one it stays so, revoked as it may be."""
     with db.read() as c:
-        return c.execute(select(keys.c.id).where(keys.c.revoked_at.is_(None)).limit(1)).first() is not None
+        return c.execute(select(keys.c.id).limit(1)).first() is not None
 
 
 @retried

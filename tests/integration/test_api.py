@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from sqlalchemy import update
 
+from tasks.tables import ApiKey
 from tests.support.api import Api
 from tests.support.cli import jsonl
 from tests.support.lazily import Lazily
@@ -222,6 +224,20 @@ def test_a_ceiling_of_privacy(api: Api, keys: dict[str, str], pool: TestPool) ->
     far = [line | {"privacy": "cloud_ok"} for line in LINES]
     batch = api.ask("POST", "/jobs", content=jsonl(far), headers=bearer(keys["private"])).json()["id"]
     assert {line["privacy"] for line in pool.finished(batch)} == {"local_only"}
+
+
+def test_the_last_key_opens_nothing(pool: TestPool, api: Api, keys: dict[str, str]) -> None:
+    """Once there was a key nobody gets in without one, and if all of them are revoked."""
+    mine = bearer(keys["one"])
+    with pool.db.write() as c:
+        c.execute(update(ApiKey).values(revoked_at=1.0))
+    try:
+        eventually(lambda: api.ask("GET", "/v1/models", headers=mine).status_code == 401, "it is revoked")
+        assert api.ask("GET", "/v1/models").status_code == 401
+    finally:
+        with pool.db.write() as c:
+            c.execute(update(ApiKey).values(revoked_at=None))
+    eventually(lambda: api.ask("GET", "/v1/models", headers=mine).status_code == 200, "it is back")
 
 
 def test_a_revoked_key(api: Api, pool: TestPool, keys: dict[str, str]) -> None:

@@ -470,7 +470,9 @@ def test_beyond_this_machine_it_wants_keys(pool: TestPool) -> None:
 
 def test_a_page_from_elsewhere(api: Api) -> None:
     """While it is open, nobody reaches it by another name: a web page's own name may point here."""
-    assert api.ask("GET", "/v1/batches", headers={"host": "evil.example"}).status_code == 403
+    for said in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}):
+        assert api.ask("GET", "/v1/batches", headers=said).status_code == 403
+    assert api.ask("GET", "/v1/batches", headers={"origin": "http://localhost:3000"}).status_code == 200
 
 
 def test_no_files_of_the_machine(api: Api, tmp_path: Path) -> None:

@@ -204,6 +204,15 @@ FAULTS: dict[str, tuple[Any, dict[str, str]]] = {
         openai({"model": "auto", "input": [1, 2]}, "/v1/embeddings"),
         {"body.input.0": "valid string", "body.input.1": "valid string"},
     ),
+    "an image elsewhere": (
+        openai(
+            {
+                "model": "auto",
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}],
+            }
+        ),
+        {"messages.0.content": "data: URL"},
+    ),
     "a conversation to complete": (
         openai({"model": "auto", "messages": CHAT}, "/v1/completions"),
         {"messages": "/v1/completions takes prompt"},
