@@ -135,4 +135,6 @@ def _away(request: Request, error: DBAPIError) -> JSONResponse:
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("a request failed", error=type(error).__name__)
-    return reply(request, ApiError(500, "Something is wrong with this server; its log says what."))
+    answer = reply(request, ApiError(500, "Something is wrong with this server; its log says what."))
+    answer.headers["x-request-id"] = request.scope.get("state", {}).get("request_id", "")  # it is sent past Limits
+    return answer

@@ -61,7 +61,7 @@ async def submit_jobs(
     x_offload_app: Annotated[str | None, Header(max_length=64)] = None,
 ) -> dict[str, Any]:
     """Submit lines of jobs, as `offload submit` reads them: one JSON object a line. All of them, or none."""
-    request.app.state.callers.check_room(caller)
+    await asyncio.to_thread(request.app.state.callers.check_room, caller)
     faults: list[LineFault] = []
     said = caller.said(privacy, x_offload_app)
     asked = Submit(
