@@ -6,6 +6,7 @@
     dead_classes.py  what waits for a class that nobody serves goes on to the cloud, where it may
     audit.py     second opinions on finished jobs
     rollups.py   sums hours of calls, takes in what the helpers logged, deletes calls that are old
+    fanning.py   fan-outs go on: the next merge, or the end
     watch.py     what is news and nobody wrote down: providers, quotas, backlogs
     notify.py    makes notices of what is news, and sends them
     receivers.py who is told: a webhook, or what apprise knows

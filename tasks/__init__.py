@@ -23,6 +23,9 @@ Pure, importing no server and no database:
     sketches      quantiles of many values in little memory
     rollups       what an hour's calls come to
     helper_log    the helpers' log: where it was read to, and which lines are new
+    notices       what is told of what happened, and what is folded into one
+    cursors       which rows are new, in whatever order they were committed
+    fanning       a fan-out's steps; placeholders, splitting, merging, merge_texts are its parts
     turns         which class a provider serves next, and how many jobs are sent
 
 Shells:

@@ -16,6 +16,7 @@
     server_commands.py  runs the commands that start and stop this node's model server
     watchdog.py    ends a worker that lives and does nothing
     meter.py       keeps a provider's calls within its limits
+    direct.py      calls that somebody waits for, without a job: the HTTP API's way to the providers
     straight.py    one question by the standard library alone, for the helpers (straight_bodies.py: what is sent)
     backends/      one file per protocol; the one place that opens a connection to a model
     simulator/     a model server without a GPU

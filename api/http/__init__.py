@@ -10,6 +10,7 @@ batches.py    /v1/batches
 direct.py     /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models
 messages.py   /v1/messages, /v1/messages/count_tokens; message_events.py makes the events of a stream
 message_batches.py  /v1/messages/batches
+fan_outs.py   /fan-outs
 jobs.py       /jobs, /batches: the pool's own words
 answers.py    their answers in OpenAI's shapes
 service.py    /healthz, /metrics

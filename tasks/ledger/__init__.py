@@ -19,6 +19,10 @@
     reading    status and results
     standing   what a batch waits for, what is before and beside it, and how fast its classes go
     nodes      what people want of nodes, and how far their workers are with it
+    api_batches files and batches of the HTTP API, and whose they are; `api_keys` are its keys
+    direct     calls without a job: their telemetry, and the few that may be audited
+    fan_outs   fan-outs: where each stands, what its step's answers are
+    gauges     how the pool stands, for whoever measures it
     invariants what must always hold, as questions to the ledger; `mending` repairs what can be
     events     what happened that people should know, written with the fact
     fallbacks  which of it is work that one had failed at and another has
