@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import structlog
+from sqlalchemy import Connection
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -113,16 +114,21 @@ def _submit(db: Database, row: Row[Any], step: Step, merges: Iterator[NewJob]) -
         return False
     try:
         submit.add(db, batch_id, merges, row.priority)
-        submit.open_batch(db, batch_id, lambda c: fan_outs.move_on(c, row, batch_id, step))
+        submit.open_batch(db, batch_id, lambda c: _promise(c, row, batch_id, step))
     except BaseException as error:
         with suppress(SQLAlchemyError):
             submit.drop_loading(db, batch_id)
         if isinstance(error, Conflict):
             return False
         raise
-    if row.owner is not None:
-        api_batches.own(db, batch_id, row.owner, FAN_OUTS)
     return True
+
+
+def _promise(c: Connection, row: Row[Any], batch_id: str, step: Step) -> None:
+    """What the commit that opens a step's batch writes as well: how far the fan-out is, and whose the batch is."""
+    fan_outs.move_on(c, row, batch_id, step)
+    if row.owner is not None:
+        api_batches.own_in(c, batch_id, row.owner, FAN_OUTS)
 
 
 class _Planner:

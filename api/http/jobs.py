@@ -176,8 +176,8 @@ def retry(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]:
     """Submit the lines that were not done again, as a batch of their own."""
     _batch(request, caller, batch_id)
     pool = _pool(request)
-    again = control.retry(pool, batch_id, (), None, None)
-    api_batches.own(pool.db, again, caller.owner, JOBS)
+    mine = caller.owner
+    again = control.retry(pool, batch_id, (), None, None, lambda c, again: api_batches.own_in(c, again, mine, JOBS))
     with suppress(BrokerDown, SQLAlchemyError):
         pool.dispatch()
     return _shown(_batch(request, caller, again))

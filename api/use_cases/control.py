@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from api.use_cases.pool import Pool
-from api.use_cases.submitting import When, seconds_to
+from api.use_cases.submitting import Beside, When, seconds_to
 from tasks.errors import NotFound, UsageError
 from tasks.ledger import control, reading
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
@@ -53,7 +53,14 @@ def _is_batch(pool: Pool, name: str) -> bool:
     return True
 
 
-def retry(pool: Pool, batch_id: str, states: Collection[JobState], priority: int | None, deadline: When | None) -> str:
+def retry(
+    pool: Pool,
+    batch_id: str,
+    states: Collection[JobState],
+    priority: int | None,
+    deadline: When | None,
+    beside: Beside = lambda c, batch_id: None,
+) -> str:
     """Submit the lines of a batch that ended in one of these states again; the new batch's id."""
     return control.retry(
         pool.db,
@@ -62,4 +69,5 @@ def retry(pool: Pool, batch_id: str, states: Collection[JobState], priority: int
         priority=priority,
         deadline_s=DEFAULT_DEADLINE_S if deadline is None else seconds_to(deadline),
         categories=pool.registry.categories,
+        beside=beside,
     )

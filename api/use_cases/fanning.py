@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import orjson
+from sqlalchemy import Connection
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import OperationalError
 
@@ -137,6 +138,12 @@ def start(
     """
     made = _Made(pool.registry, fan_out)
     id_ = fan_outs.new_id()
+
+    def promise(c: Connection, batch_id: str) -> None:
+        fan_outs.begin(c, batch_id, values, fan_out.quorum)
+        if fan_out.owner is not None:
+            api_batches.own_in(c, batch_id, fan_out.owner, FAN_OUTS)
+
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, prefix="offload-") as spool:
         made.write(spool)  # type: ignore[arg-type]
         values = {"id": id_, "owner": fan_out.owner, "plan": made.plan(id_), "inputs": made.inputs}
@@ -147,15 +154,13 @@ def start(
             priority=fan_out.priority,
             deadline=fan_out.deadline,
             also=made.digest(),
-            beside=lambda c, batch_id: fan_outs.begin(c, batch_id, values, fan_out.quorum),
+            beside=promise,
             on_fault=lambda fault: on_fault(made.named(fault)),
             on_opening=lambda batch_id: on_opening(id_),
         )
         done = submit(pool, spool, request)  # type: ignore[arg-type]
     if not done.new:
         id_ = fan_outs.of_batch(pool.db, done.batch_id)
-    if fan_out.owner is not None:
-        api_batches.own(pool.db, done.batch_id, fan_out.owner, FAN_OUTS)
     return Started(id_, done.batch_id, len(made.inputs), done.jobs, done.new)
 
 

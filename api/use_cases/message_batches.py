@@ -50,12 +50,11 @@ def submit(pool: Pool, body: IO[bytes], owner: str, said: Said, key: str | None 
         if new:
             try:
                 loading.add(pool.db, batch_id, _jobs(requests, pool.registry, said))
-                loading.open_batch(pool.db, batch_id)
+                loading.open_batch(pool.db, batch_id, lambda c: api_batches.own_in(c, batch_id, owner, ENDPOINT))
             except BaseException:
                 with suppress(SQLAlchemyError):
                     loading.drop_loading(pool.db, batch_id)
                 raise
-    api_batches.own(pool.db, batch_id, owner, ENDPOINT)
     with suppress(BrokerDown, SQLAlchemyError):  # beat sends them later
         pool.dispatch()
     return batch_id

@@ -240,15 +240,8 @@ def forget(db: Database, batch_id: str) -> None:
         c.execute(delete(api_batches).where(api_batches.c.id == batch_id))
 
 
-@retried
-def own(db: Database, batch_id: str, owner: str, endpoint: str) -> None:
-    """Note whose a batch is that was loaded in another way; whoever owns it already keeps it."""
-    with db.write() as c:
-        own_in(c, batch_id, owner, endpoint)
-
-
 def own_in(c: Connection, batch_id: str, owner: str, endpoint: str) -> None:
-    """The same in a transaction that does other things."""
+    """Note whose a batch is that was loaded in another way, in the commit that opens it."""
     row = c.execute(select(batches.c.created_at, batches.c.deadline_at).where(batches.c.id == batch_id)).one()
     values = {"id": batch_id, "owner": owner, "state": Phase.LOADED, "endpoint": endpoint, "input_file_id": ""}
     times = {"created_at": row.created_at, "expires_at": row.deadline_at, "loaded_at": row.created_at}

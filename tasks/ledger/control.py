@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import orjson
-from sqlalchemy import and_, exists, func, select, update
+from sqlalchemy import Connection, and_, exists, func, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.elements import ColumnElement
@@ -129,12 +129,14 @@ def retry(
     priority: int | None = None,
     deadline_s: float = DEFAULT_DEADLINE_S,
     categories: Mapping[str, Category] = NO_CATEGORIES,
+    beside: Callable[[Connection, str], None] = lambda c, batch_id: None,
 ) -> str:
     """Submit those lines of a batch again whose newest job ended in one of `states`; the new batch's id.
 
     Body, category, model, tier and verdict are those of before, and so is the class; a job that had gone on to the
     cloud because it failed at home starts at home again. priority: the batch's own where None. deadline_s: seconds
-    from now. categories: of the configuration, so that the answers may be audited. Raises NotFound, and UsageError
+    from now. categories: of the configuration, so that the answers may be audited. beside: what the commit that makes
+    the promise writes as well, given the new batch's id. Raises NotFound, and UsageError
     where there is nothing to retry or another retry has those lines.
     """
     row = reading.batch(db, batch_id)
@@ -148,7 +150,7 @@ def retry(
         lines = _lines(db, batch_id, again, states, categories)
         if not submit.add(db, again, lines, priority, drawn_as=first):
             raise UsageError(_why_nothing(db, batch_id, again, states))
-        submit.open_batch(db, again)
+        submit.open_batch(db, again, lambda c: beside(c, again))
     except BaseException:  # Ctrl-C too: half a retry never stays
         with suppress(SQLAlchemyError):
             submit.drop_loading(db, again)
