@@ -53,8 +53,10 @@ def is_loopback(address: str) -> bool:
 
 def _listen(address: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, proto, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        # with its protocol: asyncio turns Nagle's algorithm off only where it knows that it speaks TCP, and with it on,
+        # each answer on a kept connection waits 40 ms for the client's delayed acknowledgement
+        sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
         sock.listen(1024)

@@ -11,9 +11,12 @@ or a 503, takes once the breaker is open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +31,26 @@ from tests.support.waiting import eventually
 
 #: seconds that the model takes to answer: of a model that answers at once only the machine's cores would be measured
 ANSWER_S = 2.0
+#: times that each way has its turn
+TURNS = 5
 #: calls that are timed for each way with a server gone
 FAILOVERS = 200
 
 
-async def ask(client: httpx.AsyncClient, url: str, model: str, calls: int, at_once: int) -> list[float]:
-    """Milliseconds of each call."""
-    body = {"model": model, "messages": [{"role": "user", "content": f"Hello. [[sim:delay={ANSWER_S}]]"}]}
+async def ask(clients: Sequence[httpx.AsyncClient], url: str, model: str, calls: int) -> list[float]:
+    """Milliseconds of each call, in turns by each client: together so many calls for each."""
+    body = {"model": model, "messages": [{"role": "user", "content": f"Hello. [[sim:slow={ANSWER_S}]]"}]}
     took: list[float] = []
-    free = asyncio.Semaphore(at_once)
 
-    async def one() -> None:
-        async with free:
+    async def one(client: httpx.AsyncClient, nth: int) -> None:
+        await asyncio.sleep(ANSWER_S * nth / len(clients))  # 200 people do not ask in one instant
+        for _ in range(calls):
             began = time.perf_counter()
             reply = await client.post(f"{url}/v1/chat/completions", json=body)
             reply.raise_for_status()
             took.append((time.perf_counter() - began) * 1000.0)
 
-    await asyncio.gather(*(one() for _ in range(calls)))
+    await asyncio.gather(*(one(client, nth) for nth, client in enumerate(clients)))
     return took
 
 
@@ -56,13 +61,16 @@ def shown(name: str, took: list[float]) -> None:
 
 
 async def compare(straight: str, api: str, calls: int, at_once: int) -> None:
-    """Both ways in turns, a quarter of the calls each time."""
+    """Both ways in turns."""
     found: dict[str, list[float]] = {"straight": [], "through the API": []}
-    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
-    async with httpx.AsyncClient(timeout=120, limits=limits) as client:
-        for _ in range(4):
-            found["straight"] += await ask(client, straight, "gemma3:4b", calls // 4, at_once)
-            found["through the API"] += await ask(client, api, "small", calls // 4, at_once)
+    async with contextlib.AsyncExitStack() as stack:
+        # a client with one connection for each: httpx looks through all connections of a client for each request, and
+        # with 200 of them that alone would take these cores
+        verify = ssl.create_default_context()
+        clients = [await stack.enter_async_context(httpx.AsyncClient(timeout=120, verify=verify)) for _ in range(at_once)]
+        for _ in range(TURNS):
+            found["straight"] += await ask(clients, straight, "gemma3:4b", calls // at_once // TURNS)
+            found["through the API"] += await ask(clients, api, "small", calls // at_once // TURNS)
     for name, took in found.items():
         shown(name, took)
     mine, theirs = (statistics.quantiles(found[name], n=100) for name in ("through the API", "straight"))
