@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Request
+from sqlalchemy import Row
 
 from api.http.errors import ApiError
 from api.use_cases.pool import Pool
@@ -66,15 +69,21 @@ class Callers:
         self._open: tuple[float, bool] = (0.0, False)
         self._asked: defaultdict[str, deque[float]] = defaultdict(deque)
 
-    def of(self, request: Request) -> Caller:
-        """The caller; raises ApiError for one who is none."""
+    async def of(self, request: Request) -> Caller:
+        """The caller; raises ApiError for one who is none. Another thread is asked only where nothing is remembered."""
         key = _key(request)
-        if self._is_open():
+        is_open = self._remembers_open()
+        if is_open is None:
+            is_open = await asyncio.to_thread(self._look_open)
+        if is_open:
             _check_host(request)
             return ANYBODY
         if key is None:
             raise ApiError(401, "You did not provide an API key.", code="missing_api_key", headers=_BEARER)
-        caller = self._find(key)
+        hashed = api_keys.hashed(key)
+        until, caller = self._known.get(hashed, (0.0, None))
+        if time.monotonic() > until:
+            caller = await asyncio.to_thread(self._look, key, hashed)
         if caller is None:
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key", headers=_BEARER)
         self._count(caller)
@@ -86,31 +95,26 @@ class Callers:
             words = f"This key has {caller.most_queued} unfinished jobs, as many as it may have."
             raise ApiError(429, words, code="queue_limit", headers={"retry-after": "30"})
 
-    def _is_open(self) -> bool:
-        if self._operators is not None:
-            return False
+    def _remembers_open(self) -> bool | None:
+        """Whether no key is needed; None where it must be looked up."""
         until, is_open = self._open
-        if time.monotonic() > until:
-            is_open = not api_keys.any_made(self._pool.db)
-            self._open = (time.monotonic() + REMEMBERED_S, is_open)
+        return None if time.monotonic() > until else is_open
+
+    def _look_open(self) -> bool:
+        is_open = self._operators is None and not api_keys.any_made(self._pool.db)
+        self._open = (time.monotonic() + REMEMBERED_S, is_open)
         return is_open
 
-    def _find(self, key: str) -> Caller | None:
-        hashed = api_keys.hashed(key)
+    def _look(self, key: str, hashed: str) -> Caller | None:
         if self._operators is not None and hmac.compare_digest(hashed, self._operators):
-            return OPERATOR
-        until, caller = self._known.get(hashed, (0.0, None))
-        if time.monotonic() > until:
+            caller: Caller | None = OPERATOR
+        else:
             row = api_keys.find(self._pool.db, key)
-            caller = None
-            if row is not None:
-                scopes = frozenset(map(Scope, row.scopes))
-                ceiling = Tier(row.ceiling) if row.ceiling else None
-                caller = Caller(row.id, row.name, scopes, row.most_queued, row.per_minute, ceiling)
-            with self._lock:
-                if len(self._known) > 10_000:  # somebody tries keys
-                    self._known.clear()
-                self._known[hashed] = (time.monotonic() + REMEMBERED_S, caller)
+            caller = None if row is None else _caller(row)
+        with self._lock:
+            if len(self._known) > 10_000:  # somebody tries keys
+                self._known.clear()
+            self._known[hashed] = (time.monotonic() + REMEMBERED_S, caller)
         return caller
 
     def _count(self, caller: Caller) -> None:
@@ -125,6 +129,12 @@ class Callers:
                 words = f"This key may ask {caller.per_minute} times a minute."
                 raise ApiError(429, words, code="rate_limit_exceeded", headers={"retry-after": str(wait)})
             asked.append(now)
+
+
+def _caller(row: Row[Any]) -> Caller:
+    ceiling = Tier(row.ceiling) if row.ceiling else None
+    scopes = frozenset(map(Scope, row.scopes))
+    return Caller(row.id, row.name, scopes, row.most_queued, row.per_minute, ceiling)
 
 
 _BEARER = {"www-authenticate": "Bearer"}
@@ -157,11 +167,11 @@ def _is_here(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def needs(scope: Scope) -> Callable[[Request], Caller]:
+def needs(scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the caller, who must have this scope."""
 
-    def caller(request: Request) -> Caller:
-        found: Caller = request.app.state.callers.of(request)
+    async def caller(request: Request) -> Caller:
+        found: Caller = await request.app.state.callers.of(request)
         if scope not in found.scopes and Scope.ADMIN not in found.scopes:
             raise ApiError(403, f"This key may not do that: it needs the scope {scope}.", code="missing_scope")
         return found

@@ -34,7 +34,7 @@ IGNORED = frozenset({"service_tier", "prompt_cache_key", "prompt_cache_retention
 #: what the request itself is about, and not the job
 APART = frozenset({"stream", "stream_options", "tools", "tool_choice", "encoding_format"})
 #: seconds between two commits of telemetry; and rows, beyond which the oldest are dropped while the ledger is away
-EVERY_S, MOST_ROWS = 0.1, 10_000
+EVERY_S, MOST_ROWS = 0.5, 10_000
 #: seconds for which it is remembered which providers are drained, or on another machine
 REMEMBERED_S = 1.0
 

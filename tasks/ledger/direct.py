@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,10 +74,14 @@ def record(db: Database, done: Sequence[Done]) -> None:
     """Write what was done, in one commit."""
     with db.write(durable=False) as c:
         now = db.now(c)
+        alike: defaultdict[frozenset[str], list[dict[str, Any]]] = defaultdict(
+            list
+        )  # one statement has one set of columns
+        for call in (one.call for one in done if one.call):
+            alike[frozenset(call)].append(call | {"hour": hour_of(call["started_at"] + call["duration_ms"] / 1000)})
+        for rows in alike.values():
+            c.execute(insert(calls), rows)
         for one in done:
-            if one.call:
-                ended_at = one.call["started_at"] + one.call["duration_ms"] / 1000
-                c.execute(insert(calls).values(**one.call, hour=hour_of(ended_at)))
             if one.kept is not None and one.output is not None:
                 _keep(c, one, one.kept, now)
 
