@@ -67,7 +67,9 @@ async def compare(straight: str, api: str, calls: int, at_once: int) -> None:
         # a client with one connection for each: httpx looks through all connections of a client for each request, and
         # with 200 of them that alone would take these cores
         verify = ssl.create_default_context()
-        clients = [await stack.enter_async_context(httpx.AsyncClient(timeout=120, verify=verify)) for _ in range(at_once)]
+        clients = [
+            await stack.enter_async_context(httpx.AsyncClient(timeout=120, verify=verify)) for _ in range(at_once)
+        ]
         for _ in range(TURNS):
             found["straight"] += await ask(clients, straight, "gemma3:4b", calls // at_once // TURNS)
             found["through the API"] += await ask(clients, api, "small", calls // at_once // TURNS)

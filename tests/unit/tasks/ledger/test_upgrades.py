@@ -56,7 +56,7 @@ def copy(source: Database, place: str, revision: str) -> None:
         schema._make_file(db)
         if db.path is not None:
             schema._set_wal(db)
-        schema._migrate(db, revision)
+        schema.migrate(db, revision)
         with db.write() as c, source.read() as there:
             made = MetaData()
             made.reflect(c)
@@ -132,7 +132,7 @@ def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest
             if statement.startswith("ALTER TABLE"):
                 other.execute("SELECT pg_sleep(0.8)")
 
-        schema._migrate(db, FIRST)
+        schema.migrate(db, FIRST)
         other.execute(
             "CREATE FUNCTION slowly() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.8); END'"
         )
@@ -141,7 +141,7 @@ def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest
         )
         event.listen(Engine, "after_cursor_execute", pause)
         try:
-            schema._migrate(db)
+            schema.migrate(db)
         finally:
             event.remove(Engine, "after_cursor_execute", pause)
         assert schema.revision(db) == schema.REVISION
