@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from scheduler import redis_keys, sweep
+from scheduler import redis_keys, sweep, watch
 from tasks.app import Publisher, make_app
 from tasks.config import parse
 from tasks.errors import BrokerDown, OtherTables
@@ -238,6 +238,7 @@ def test_a_redis_that_takes_no_writes_is_told(
         for _ in range(2):
             counts = sweep.run_once(ledger.db, broker, publisher, REGISTRY, TIMES)
             assert counts["broker_down"] == 1
+            watch.run_once(ledger.db, REGISTRY, TIMES)
         with pytest.raises(BrokerDown, match=says):
             publisher.send_slice("s", "b", "small", 1)
     finally:
@@ -247,6 +248,8 @@ def test_a_redis_that_takes_no_writes_is_told(
     assert says in event.detail["trouble"]
     assert ledger.states(batch_id) == {"queued": 3}
     assert sweep.run_once(ledger.db, broker, ledger.sender, REGISTRY, TIMES)["sent"] == 3
+    watch.run_once(ledger.db, REGISTRY, TIMES)
+    assert [row.kind for row in ledger.all(Event)] == ["broker", "broker_up"]
 
 
 @pytest.mark.parametrize("down", ["redis", "sender"])

@@ -15,7 +15,7 @@ from scheduler.receivers import Webhook
 from tasks.auditing import Opinion
 from tasks.ledger import audits, control, endings, notices, sweeping
 from tasks.ledger.database import Database
-from tasks.ledger.events import alert, tell
+from tasks.ledger.events import tell
 from tasks.ledger.notices import GIVE_UP_S, KEPT_S, LEASE_S, RETRY_FIRST_S, RETRY_MOST_S
 from tasks.ledger.sweeping import POISON_CRASHES
 from tasks.notices import Kind, News
@@ -195,7 +195,8 @@ def test_each_receiver_has_its_own(ledger: Ledger, hook: Receiver) -> None:
 
 def test_without_a_receiver_nothing_is_kept_for_later(ledger: Ledger, hook: Receiver) -> None:
     """Who is named tomorrow is not told what happened today."""
-    alert(ledger.db, Kind.BROKER, "redis", {})
+    with ledger.db.write() as c:
+        tell(c, ledger.db.now(c), News(Kind.BROKER, "redis"))
     assert notices.make(ledger.db, [], QUIET_S) == 1
     assert notices.make(ledger.db, [WEBHOOK], QUIET_S) == 0
     assert send(ledger, hook) == {}

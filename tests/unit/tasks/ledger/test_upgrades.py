@@ -14,8 +14,9 @@ from tasks import dispatch
 from tasks.ledger import claims, database, endings, invariants, notices, patience, schema, submit, sweeping, ticks
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database
-from tasks.ledger.events import BROKER, alert
+from tasks.ledger.events import tell
 from tasks.ledger.record import record
+from tasks.notices import Kind, News
 from tasks.privacy import Reach
 from tasks.states import JobState
 from tasks.tables import Job
@@ -46,7 +47,8 @@ def live_in(ledger: Ledger) -> str:
     ledger.fill()
     ledger.submit(2, deadline_s=FAR, needs=[keyed])
     ticks.tick(ledger.db, "sweep", {"leases": 1})
-    alert(ledger.db, BROKER, "redis", {})
+    with ledger.db.write() as c:
+        tell(c, ledger.db.now(c), News(Kind.BROKER, "redis"))
     return keyed
 
 
