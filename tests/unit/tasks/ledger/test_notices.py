@@ -230,6 +230,28 @@ def test_a_receiver_that_refuses_is_asked_again_ever_later_and_given_up_after_a_
     assert notices.listed(ledger.db, 10) == []
 
 
+def test_old_news_goes_in_slices(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No transaction deletes more than CHUNK rows, none that is young, waits, or is an alarm of the audit's goes."""
+    monkeypatch.setattr(notices, "CHUNK", 10)
+    happens(ledger, *(f"alarm {n}" for n in range(12)), kind=Kind.AUDIT_ALARM)
+    happens(ledger, *(f"old {n}" for n in range(35)))
+    ledger.wait(KEPT_S + 1)
+    happens(ledger, "young")
+    went: list[int] = []
+    delete = notices._delete
+
+    def deletes(*args: Any) -> int:
+        went.append(delete(*args))
+        return went[-1]
+
+    monkeypatch.setattr(notices, "_delete", deletes)
+    assert notices.prune(ledger.db) == sum(went) == 35
+    assert max(went) <= 10
+    assert [row.kind for row in ledger.all(Event)] == ["audit_alarm"] * 12 + ["backlog"]
+    assert {row.state for row in ledger.all(Notice)} == {"waiting"}
+    assert notices.prune(ledger.db) == 0
+
+
 def test_a_dead_receiver_is_asked_once_however_much_waits_for_it(ledger: Ledger, hook: Receiver) -> None:
     """Nothing for it is due before the one that it did not take is again; then those go first that were not tried."""
     hook.status = 503
