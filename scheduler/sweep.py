@@ -39,7 +39,7 @@ def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: R
     """One sweep; the counts say what it found. Raises OtherTables where the ledger was upgraded meanwhile."""
     check_still(db)
     frozen = sweeping.end_frozen(db)
-    counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
+    counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db, registry)
     counts["frozen"] = frozen
     trouble = broker_trouble(db)  # until it is looked at again
     try:

@@ -11,18 +11,16 @@ import redis
 
 from scheduler import redis_keys, sweep, watch
 from tasks.app import Publisher, make_app
-from tasks.config import parse
 from tasks.errors import BrokerDown, OtherTables
 from tasks.ledger import endings, schema, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
 from tasks.tables import Event
 from tests.support.pool import Redis
-from tests.unit.ledgers import Ledger, outcome
+from tests.unit.ledgers import REGISTRY, Ledger, outcome
 
 TIMES = Times()
 QUEUE = class_queue("small")
-REGISTRY = parse("{}", "the defaults")
 
 
 @pytest.fixture(scope="module")

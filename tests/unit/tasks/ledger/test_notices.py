@@ -26,7 +26,7 @@ from tasks.tables import Event, Notice
 from tests.support.at_once import at_once
 from tests.support.receiver import Receiver, receiver
 from tests.support.waiting import eventually
-from tests.unit.ledgers import TIMES, Ledger, call_row, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, call_row, outcome
 
 WEBHOOK = "SLACK"
 QUIET_S = 300.0
@@ -77,7 +77,7 @@ def test_a_poison_job_is_told_in_the_commit_that_fails_it(ledger: Ledger) -> Non
     batch_id, me, (job,) = ledger.running(1)
     for _ in range(POISON_CRASHES):
         ledger.wait(TIMES.lease + 1)
-        sweeping.take_back_expired(ledger.db)
+        sweeping.take_back_expired(ledger.db, REGISTRY)
         ledger.beat(me)
         ledger.fill()
         ledger.claim(me)

@@ -22,7 +22,7 @@ from tasks.states import JobState
 from tasks.tables import Job
 from tests.support.postgres import Postgres
 from tests.unit.databases import ClockedDatabase, opened
-from tests.unit.ledgers import TIMES, Ledger, Sender, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, Sender, outcome
 
 #: the first release's
 FIRST = "0001"
@@ -110,7 +110,7 @@ def test_a_ledger_of_the_first_release_is_brought_to_this_one(sqlite_db: Clocked
     db = schema.open_ledger(place)
     try:
         assert notices.make(db, ["TEAM"], 0) == 0, "what happened before is no news"
-        assert sweeping.take_back_expired(db)["leases"] == 2
+        assert sweeping.take_back_expired(db, REGISTRY)["leases"] == 2
         run_all(db)
         assert submit.begin(db, name=None, key="k", body_hash="h") == (keyed, False)
         with db.read() as c:
