@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def put_back(db: Database, source: Path, times: Times) -> None:
         db.close()
         _replace(db.path, source)
         return
+    _run("pg_restore", "--list", str(source))  # before anything goes: that it is there, and can read this copy
     if made_by is not None:  # all of them: those that are newer than the copy refer to those that it replaces
         with db.write() as c:
             db.alone(c, SCHEMA_LOCK)
@@ -93,13 +95,19 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _postgres(program: str, db: Database, *arguments: str) -> None:
-    """Run one of PostgreSQL's own programs; the password goes by the environment, which others cannot read."""
+    """Run one of PostgreSQL's own programs on the ledger; its password goes by the environment, which nobody reads."""
+    address, secret = _without_password(db.engine.url)
+    _run(program, "--no-owner", "--no-privileges", f"--dbname={address}", *arguments, secret=secret)
+
+
+def _run(program: str, *arguments: str, secret: Mapping[str, str] | None = None) -> None:
     found = shutil.which(program)
     if found is None:
         raise PoolError(f"{program} is not installed here; it comes with PostgreSQL's client of the server's version")
-    address, secret = _without_password(db.engine.url)
-    command = [found, "--no-owner", "--no-privileges", f"--dbname={address}", *arguments]
-    done = subprocess.run(command, env=os.environ | secret, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    environment = os.environ | dict(secret or {})
+    done = subprocess.run(
+        [found, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[0]
         raise PoolError(f"{program} failed: {said.removeprefix(f'{program}: ').removeprefix('error: ')}")

@@ -213,22 +213,44 @@ def shape(db: Database) -> dict[str, tuple[set[str], set[str | None]]]:
         }
 
 
-def test_another_programs_tables_are_not_restored_over(postgres: Postgres, home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def no_dump(home: Path, tmp_path: Path) -> Path:
+    """A folder that is said to hold a PostgreSQL ledger's backup, and holds something else."""
+    folder = tmp_path / "no-dump"
+    assert cli(home, "backup", str(folder)).code == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "ledger.db").rename(folder / "ledger.dump")
+    files = {name.replace(".db", ".dump"): digest for name, digest in manifest["files"].items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"ledger": "postgresql", "files": files}))
+    return folder
+
+
+def test_another_programs_tables_are_not_restored_over(postgres: Postgres, no_dump: Path, tmp_path: Path) -> None:
     """A database whose `jobs` no release made keeps them."""
     place = postgres.create("anothers")
     with opened(place) as db, db.write() as c:
         c.execute(text("CREATE TABLE jobs (salary INTEGER)"))
-    assert cli(home, "backup", str(tmp_path / "b")).code == 0
-    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
-    (tmp_path / "b" / "ledger.db").rename(tmp_path / "b" / "ledger.dump")
-    files = {name.replace(".db", ".dump"): digest for name, digest in manifest["files"].items()}
-    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest | {"ledger": "postgresql", "files": files}))
-    done = at(place, tmp_path / "two", "restore", str(tmp_path / "b"))
+    done = at(place, tmp_path / "two", "restore", str(no_dump))
     assert done.code == 1
     assert "no release of Offload made" in done.stderr
     with opened(place) as db, db.read() as c:
         assert inspect(c).get_table_names() == ["jobs"]
     postgres.drop("anothers")
+
+
+def test_a_copy_that_cannot_be_read_drops_nothing(
+    postgres: Postgres, no_dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pg_restore, or with a dump that it does not understand, the database keeps its tables."""
+    place = postgres.create("kept")
+    schema.open_ledger(place).close()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "pg_restore is not installed here" in at(place, tmp_path / "two", "restore", str(no_dump)).stderr
+    monkeypatch.setenv("PATH", str(postgres.programs))
+    assert "pg_restore failed: input file" in at(place, tmp_path / "two", "restore", str(no_dump)).stderr
+    with opened(place) as db:
+        assert schema.revision(db) == schema.REVISION
+    postgres.drop("kept")
 
 
 def test_a_password_is_no_argument(tmp_path: Path, postgres: Postgres) -> None:
