@@ -1,13 +1,29 @@
 #!/bin/sh
-# Prints .env.example with a fresh password in each empty place of its first part: sh ops/new-env.sh >.env
+# Writes .env beside compose.yaml, from .env.example, with a fresh password in each empty place of its first part; of an
+# .env that is there every line stays, and what is missing of that part is added: sh ops/new-env.sh
 set -eu
 umask 077
+cd "$(dirname "$0")/.."
 password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
-fill=yes
-while IFS= read -r line; do
-    case $line in
-    '# ---'*) fill= ;;
-    *_PASSWORD=) [ -z "$fill" ] || line=$line$(password) ;;
-    esac
-    printf '%s\n' "$line"
-done <"$(dirname "$0")/../.env.example"
+has() { grep -Eq "^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=[[:space:]\"']*[^[:space:]\"']" .env; }
+
+needed=$(sed '/^# ---/,$d' .env.example | sed -n 's/^\([A-Z_]*_PASSWORD\)=$/\1/p')
+if [ ! -e .env ]; then
+    while IFS= read -r line; do
+        for name in $needed; do
+            [ "$line" != "$name=" ] || line=$line$(password)
+        done
+        printf '%s\n' "$line"
+    done <.env.example >.env
+    echo "wrote .env, with passwords of its own; read it for what else can be said there" >&2
+    exit
+fi
+chmod 600 .env
+added=
+for name in $needed; do
+    has "$name" && continue
+    [ -z "$(tail -c 1 .env)" ] || echo >>.env  # its last line does not end
+    printf '%s=%s\n' "$name" "$(password)" >>.env  # of two lines the last one counts
+    added="$added $name"
+done
+echo "kept .env as it was${added:+, and added$added}" >&2

@@ -19,9 +19,8 @@ from tasks.errors import BrokerDown
 from tasks.ledger import sweeping
 from tasks.ledger.control import cancel_dependents
 from tasks.ledger.database import Database
-from tasks.ledger.events import BROKER, alert
 from tasks.ledger.schema import check_still
-from tasks.ledger.ticks import TROUBLE, counted, tick
+from tasks.ledger.ticks import TROUBLE, broker_trouble, counted, tick
 from tasks.queues import SWEPT_KEY, class_queue
 from tasks.registry import Registry
 from tasks.settings import Times
@@ -40,9 +39,9 @@ def run_once(db: Database, broker: redis.Redis, sender: SliceSender, registry: R
     """One sweep; the counts say what it found. Raises OtherTables where the ledger was upgraded meanwhile."""
     check_still(db)
     frozen = sweeping.end_frozen(db)
-    counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db)
+    counts = Counter(held_off=1) if _was_away(db, times) else sweeping.take_back_expired(db, registry)
     counts["frozen"] = frozen
-    trouble = ""
+    trouble = broker_trouble(db)  # until it is looked at again
     try:
         _look_after_ledger(db, registry, times, counts)
         trouble = _look_after_broker(db, broker, sender, registry, times, counts)
@@ -72,9 +71,7 @@ def _look_after_broker(
         counts["sent"] = fill(db, sender, registry.reaches, times)
     except (BrokerDown, redis.RedisError) as error:
         counts["broker_down"] = 1
-        trouble = str(error) if isinstance(error, BrokerDown) else broker_words(error)
-        alert(db, BROKER, "redis", {"trouble": trouble})
-        return trouble
+        return str(error) if isinstance(error, BrokerDown) else broker_words(error)
     return ""
 
 

@@ -1,5 +1,5 @@
 """What nobody writes down when it happens, and people should know: a provider is down or up again, a quota is nearly
-or wholly used, jobs wait too long.
+or wholly used, jobs wait too long, Redis takes no messages or takes them again.
 
 What was seen is kept beside the time of the look, and what differs from it is news.  Of two that look at once one
 counts.
@@ -34,22 +34,25 @@ class Seen:
     """What there is at one moment.
 
     down: worker -> why. quota: provider and unit -> [the window's start, 0, 80 or 100]. backlog: class -> a batch.
+    broker: what is wrong with Redis, by the last sweep; empty when it is well.
     """
 
     down: Mapping[str, str]
     quota: Mapping[str, list[float]]
     backlog: Mapping[str, str]
+    broker: str
 
 
 def run_once(db: Database, registry: Registry, times: Times) -> int:
     """Look once; the count of news."""
     before_at = ticks.ticked_at(db, TICK)
     ago, kept = ticks.counted(db, TICK)
-    before = Seen(kept.get("down", {}), kept.get("quota", {}), kept.get("backlog", {}))
+    before = Seen(kept.get("down", {}), kept.get("quota", {}), kept.get("backlog", {}), kept.get("broker", ""))
     away = ago > AWAY * times.notify
     ups, down = ([], dict(before.down)) if away else _providers(db, times, before.down)
     quota, used = _quotas(db, registry, before.quota)
     backlog = _backlog(db, registry)
+    broker = ticks.broker_trouble(db)
     bound = f"{registry.notify.backlog_s:g}" if registry.notify.backlog_s else ""
     news = [
         *(News(Kind.PROVIDER_DOWN, name, {"code": why}) for name, why in down.items() if name not in before.down),
@@ -60,8 +63,9 @@ def run_once(db: Database, registry: Registry, times: Times) -> int:
             for name, batch_id in backlog.items()
             if name not in before.backlog
         ),
+        *_broker(before.broker, broker),
     ]
-    state = {"down": down, "quota": quota, "backlog": backlog}
+    state = {"down": down, "quota": quota, "backlog": backlog, "broker": broker}
     return tell_changes(db, TICK, before_at, state, news)
 
 
@@ -121,3 +125,10 @@ def _backlog(db: Database, registry: Registry) -> dict[str, str]:
         return {}
     found: dict[str, Any] = {name: standing.waits_longer(db, name, bound) for name in registry.classes}
     return {name: batch_id for name, batch_id in found.items() if batch_id is not None}
+
+
+def _broker(before: str, trouble: str) -> list[News]:
+    """Redis's absence once, whatever is wrong with it meanwhile, and its return."""
+    if bool(before) == bool(trouble):
+        return []
+    return [News(Kind.BROKER, "redis", {"trouble": trouble}) if trouble else News(Kind.BROKER_UP, "redis")]

@@ -40,6 +40,7 @@ class Kind(StrEnum):
     BATCH_DONE = "batch_done"
     BACKLOG = "backlog"
     BROKER = "broker"
+    BROKER_UP = "broker_up"
     TEST = "test"
 
 
@@ -55,6 +56,7 @@ SAYS: dict[Kind, tuple[str, str]] = {
     Kind.BATCH_DONE: ("batch {subject} {state}: {done} of {total} jobs done", "batches"),
     Kind.BACKLOG: ("class {subject}: jobs wait for more than {bound} s, the oldest in {batch}", "times"),
     Kind.BROKER: ("Redis takes no messages; jobs wait in the ledger", "times"),
+    Kind.BROKER_UP: ("Redis takes messages again", "times"),
     Kind.TEST: ("a test", "times"),
 }
 

@@ -132,6 +132,22 @@ def why_not(
     return ""
 
 
+def considered(
+    registry: Registry, asked: str, model_class: str, tier: Tier, model: str | None, *, escalated: bool
+) -> dict[str, str]:
+    """Every provider, and why it is not the one that is asked; empty for that one."""
+    found = {}
+    for one in registry.providers.values():
+        why = why_not(one, model_class, tier, model, registry, escalated=escalated)
+        found[one.name] = "" if one.name == asked else why or "another worker had room first"
+    return found
+
+
+def tier_now(at_submit: Tier, category: Category | None, registry: Registry) -> Tier:
+    """The tier stored at submit, or what the configuration says by now where that is tighter."""
+    return tightest(at_submit, category.privacy if category else None, registry.privacy.default) or at_submit
+
+
 def _hindrances(
     verdict: Verdict, destination: str, tier: Tier, said: Tier, category: Category, registry: Registry
 ) -> Any:

@@ -13,10 +13,10 @@ from tasks.budget import CHARS_PER_TOKEN
 from tasks.categories import Category
 from tasks.errors import Permanent
 from tasks.ledger.claims import Claimed
-from tasks.privacy import Clearance, Reach, Tier, permits, tightest
+from tasks.privacy import Clearance, Reach, Tier, permits
 from tasks.providers import Provider
 from tasks.registry import CLOUD, ModelClass, Registry, Serve
-from tasks.routing import why_not
+from tasks.routing import considered, tier_now
 from tasks.schemas import prompt_text
 from workers.backends import Call, Timeouts
 
@@ -71,25 +71,14 @@ def ask(job: Claimed, registry: Registry, provider: str) -> Asked:
         reach=reach,
         goes_on=_goes_on(category, reach, clearance.tier, registry),
         provider=registry.providers[provider],
-        considered=_considered(registry, provider, job.model_class, clearance.tier, job.model, job.escalated),
+        considered=considered(registry, provider, job.model_class, clearance.tier, job.model, escalated=job.escalated),
         registry=registry,
     )
 
 
-def _considered(
-    registry: Registry, asked: str, model_class: str, tier: Tier, model: str | None, escalated: bool
-) -> dict[str, str]:
-    """Every provider, and why it is not the one that is asked."""
-    found = {}
-    for one in registry.providers.values():
-        why = why_not(one, model_class, tier, model, registry, escalated=escalated)
-        found[one.name] = "" if one.name == asked else why or "another worker had room first"
-    return found
-
-
 def _clearance(job: Claimed, category: Category, registry: Registry) -> Clearance:
-    """The tier stored at submit, or what the configuration says by now where that is tighter."""
-    tier = tightest(Tier(job.tier), category.privacy, registry.privacy.default) or Tier(job.tier)
+    """The tier of this moment, and the detectors that a person overruled."""
+    tier = tier_now(Tier(job.tier), category, registry)
     if not job.verdict or not any(name in job.verdict for name in (b'"consent"', b'"touches"')):
         return Clearance(tier)
     kept = orjson.loads(job.verdict)

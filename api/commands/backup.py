@@ -16,14 +16,18 @@ from tasks.settings import load_settings
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def backup(folder: Path, as_json: bool) -> None:
-    """Copy the ledger, offload.yaml and policy.yaml into a new FOLDER, while the pool runs."""
+    """Copy the ledger, uploaded files, offload.yaml and policy.yaml into a new FOLDER, while the pool runs."""
     from api.use_cases.backup import back_up
 
     manifest = back_up(load_settings(), folder)
     if as_json:
         print_json(asdict(manifest))
     else:
-        say(f"backed up {', '.join(manifest.files)} to {folder}; it holds prompts and outputs, so keep it private")
+        uploads = sum("/" in name for name in manifest.files)
+        names = [name for name in manifest.files if "/" not in name] + (
+            [f"{uploads:,} uploaded files"] if uploads else []
+        )
+        say(f"backed up {', '.join(names)} to {folder}; it holds prompts and outputs, so keep it private")
 
 
 @click.command()
@@ -41,4 +45,4 @@ def restore(folder: Path, as_json: bool) -> None:
     for name in left:
         say(f"{name} was there and is left as it is; the backup's is {folder / name}")
     if manifest.revision < schema.REVISION:
-        say("its tables are older: run `offload db upgrade`, then start the pool")
+        say(f"its tables ({manifest.revision}) were brought to those of this version ({schema.REVISION})")

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from api.commands.output import print_json, say, table
-from api.services import Manager, Place, Role, manager, role, this_program
+from api.services import Manager, Place, Role, environment_file, manager, role, this_program
 from tasks.errors import PoolError
 
 #: platforms that files can be written for, as --for names them -> as Python does
@@ -60,16 +60,28 @@ def uninstall(roles: tuple[str, ...], user: bool) -> None:
     """Stop each ROLE (default: all that are installed) and remove its file."""
     how, place = manager(), Place(this_program(), Path.home())
     gone = [role(word) for word in roles] or how.installed(place)
-    for one in gone:
-        try:
-            _run(how, how.disable(one, place), f"{how.name(one)} is not stopped")
-        except PoolError as error:  # a manager that is not here runs nothing
-            say(str(error))
-        if not _shared(how, one, place):
-            how.path(one, place).unlink(missing_ok=True)
-        say(f"{how.name(one)} is removed")
+    if shutil.which(how.program) is None:
+        say(f"{how.program} is not here, so nothing that it started runs")
+    left = [how.name(one) for one in gone if not _remove(how, one, place)]
     if not gone:
         say("nothing is installed")
+    if left:
+        raise PoolError(f"not removed: {', '.join(left)}; mend what is said above, then uninstall again")
+
+
+def _remove(how: Manager, one: Role, place: Place) -> bool:
+    """Stop a role and remove its file; where it cannot be stopped both stay, and why is said. Whether it is gone."""
+    path = how.path(one, place)
+    if shutil.which(how.program) is not None:
+        try:
+            _run(how, how.disable(one, place), f"{how.name(one)} is not stopped")
+        except PoolError as error:
+            say(f"{error}\nits file stays: {path}; where it does not run, remove that yourself")
+            return False
+    if not _shared(how, one, place):
+        path.unlink(missing_ok=True)
+    say(f"{how.name(one)} is removed")
+    return True
 
 
 def _shared(how: Manager, one: Role, place: Place) -> bool:
@@ -115,10 +127,9 @@ def _hint(said: str) -> str:
 
 def _say_more(place: Place) -> None:
     """What a person would miss later."""
-    if sys.platform != "linux":
+    if sys.platform == "win32":
         return
-    from api.services.systemd import environment_file
-
     if mine := sorted(name for name in os.environ if name.startswith("OFFLOAD_")):
         say(f"{', '.join(mine)}: of this shell, not of the service; what it needs goes into {environment_file(place)}")
-    say("it ends with your last session; `loginctl enable-linger` lets it stay")
+    if sys.platform == "linux":
+        say("it ends with your last session; `loginctl enable-linger` lets it stay")

@@ -5,11 +5,13 @@
     windows.py    Windows: scheduled tasks
 
 Each is a Manager: the file of a role, and the commands that take it into use, out of it, and ask for it.
-Settings come from one file, where the manager reads one; keys and passwords are never written into a unit.
+Settings come from one file, `environment_file`; keys and passwords are never written into a unit. A scheduled task has
+the variables of its user instead.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -59,6 +61,17 @@ class Place:
 
     program: tuple[str, ...]
     home: Path
+
+
+def environment_file(place: Place) -> Path:
+    """Where services read OFFLOAD_ variables and keys: NAME=value, a line each."""
+    return config_folder(place) / "offload" / "environment"
+
+
+def config_folder(place: Place) -> Path:
+    """The user's folder of configuration."""
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(given) if given.startswith("/") else place.home / ".config"
 
 
 class Manager(Protocol):

@@ -7,11 +7,24 @@ import plistlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from api.services import ROLES, Place, Role
+from api.services import ROLES, Place, Role, environment_file
 from api.services import role as role_of
 from api.services.systemd import STOP_S
 
 _PREFIX = "io.offload."
+#: launchd reads no file of variables: a shell does, as systemd would, and becomes the role. $0 is the file; nothing in
+#: it is run, and what is no NAME=value is passed over.
+_WITH_ENVIRONMENT = r"""
+if [ -r "$0" ]; then
+    while IFS= read -r line || [ -n "$line" ]; do
+        name=${line%%=*} value=${line#*=}
+        case $name in "$line" | '' | [0-9]* | *[!A-Za-z0-9_]*) continue ;; esac
+        case $value in \"*\" | \'*\') value=${value#?} value=${value%?} ;; esac
+        export "$name=$value"
+    done <"$0"
+fi
+exec "$@"
+"""
 
 
 class Launchd:
@@ -29,10 +42,11 @@ class Launchd:
 
     def content(self, role: Role, place: Place) -> bytes:
         """The property list."""
+        file = str(environment_file(place))
         return plistlib.dumps(
             {
                 "Label": self.name(role),
-                "ProgramArguments": [*place.program, *role.arguments],
+                "ProgramArguments": ["/bin/sh", "-c", _WITH_ENVIRONMENT, file, *place.program, *role.arguments],
                 "RunAtLoad": True,
                 "KeepAlive": True if role.lasts else {"SuccessfulExit": False},
                 "ThrottleInterval": 5,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from api.services import ROLES, Place, Role
+from api.services import ROLES, Place, Role, config_folder, environment_file
 
 #: seconds a role may take to stop: its drain, the time to record after it, and `offload up`'s own grace for both groups
 STOP_S = 120
@@ -80,11 +79,6 @@ class Systemd:
         return [*found, *(role(f"worker:{provider}") for provider in workers)]
 
 
-def environment_file(place: Place) -> Path:
-    """Where units read OFFLOAD_ variables and keys: NAME=value, a line each."""
-    return _config(place) / "offload" / "environment"
-
-
 def quoted(word: str) -> str:
     """A word of ExecStart."""
     plain = escaped(word)
@@ -96,10 +90,5 @@ def escaped(word: str) -> str:
     return word if word.startswith("%h/") else word.replace("\\", "\\\\").replace("%", "%%")
 
 
-def _config(place: Place) -> Path:
-    given = os.environ.get("XDG_CONFIG_HOME", "")
-    return Path(given) if given.startswith("/") else place.home / ".config"
-
-
 def _folder(place: Place) -> Path:
-    return _config(place) / "systemd" / "user"
+    return config_folder(place) / "systemd" / "user"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -32,6 +34,7 @@ class Windows:
         task = ElementTree.Element("Task", {"version": "1.2", "xmlns": _SPACE})
         _put(task, "RegistrationInfo/Description", f"Offload: {role.says}")
         _put(task, "Triggers/LogonTrigger/Enabled", "true")
+        _put(task, "Triggers/LogonTrigger/UserId", _user(place))  # at anybody's is an administrator's to register
         for name, value in {
             "MultipleInstancesPolicy": "IgnoreNew",
             "DisallowStartIfOnBatteries": "false",
@@ -73,6 +76,14 @@ def _file(role: Role) -> str:
 
 def _folder(place: Place) -> Path:
     return place.home / "AppData" / "Local" / "offload" / "services"
+
+
+def _user(place: Place) -> str:
+    """Whose log-on it is: who installs it, or, where files are written for another machine, whose home that is."""
+    domain, name = os.environ.get("USERDOMAIN", ""), os.environ.get("USERNAME", "")
+    if sys.platform == "win32" and place.home == Path.home() and name:
+        return f"{domain}\\{name}" if domain else name
+    return place.home.name
 
 
 def _put(task: ElementTree.Element, way: str, value: str) -> None:

@@ -1,4 +1,5 @@
-"""A pool in a folder: its ledger, offload.yaml and policy.yaml, and a manifest that says what each must be.
+"""A pool in a folder: its ledger, the files uploaded to its API, offload.yaml and policy.yaml, and a manifest that says
+what each must be.
 
 Redis is left out: it carries references that the sweep makes anew.  Keys are left out: they live in the environment.
 What ran when the copy was made runs again where it is put back: its leases are over by then.
@@ -9,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +23,10 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from api.embedded.state import running_pid
+from api.use_cases.uploads import FILES, PARTIAL
 from tasks.config import config_path
 from tasks.errors import NotFound, PoolError, UsageError
-from tasks.ledger import copying, schema
+from tasks.ledger import api_batches, copying, schema
 from tasks.ledger.database import Database
 from tasks.policy.file import policy_path
 from tasks.settings import Settings
@@ -35,7 +38,7 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup is. made_at: UTC. revision: of the ledger's tables. files: name -> SHA-256."""
+    """What a backup is. made_at: UTC. revision: of the ledger's tables. files: path in it -> SHA-256."""
 
     offload: str
     made_at: str
@@ -55,8 +58,10 @@ def back_up(settings: Settings, to: Path) -> Manifest:
         made_by = schema.revision(db)
         if made_by is None:
             raise PoolError(f"there is no ledger at {db.where}")
-        with _in_words(db):
+        _copy_uploads(settings, partial)
+        with _in_words(db, "copied"):
             copying.copy(db, partial / copying.FILES[copying.kind(db)])
+        _copy_uploads(settings, partial)  # those that the ledger got to know while it was copied
         for name, path in _configuration(settings).items():
             shutil.copyfile(path, partial / name)
         manifest = _manifest(partial, copying.kind(db), made_by)
@@ -69,8 +74,9 @@ def back_up(settings: Settings, to: Path) -> Manifest:
 
 
 def restore(settings: Settings, source: Path) -> tuple[Manifest, list[str]]:
-    """Put a backup back into an empty pool; the manifest, and the names of files that were there and were left.
+    """Put a backup back into an empty pool, with the tables of this version.
 
+    Returns the manifest, and the names of files that were there and were left.
     Raises PoolError while a pool runs or the ledger holds batches, NotFound or UsageError for what is no backup.
     """
     manifest = read_manifest(source)
@@ -83,8 +89,11 @@ def restore(settings: Settings, source: Path) -> tuple[Manifest, list[str]]:
                 f"the backup is of a {manifest.ledger} ledger and {db.where} is none; see OFFLOAD_DATABASE_URL"
             )
         schema.check_known(manifest.revision, str(source))
-        with _in_words(db):
+        with _in_words(db, "restored"):
             copying.put_back(db, source / copying.FILES[manifest.ledger], settings.times)
+        with _in_words(db, "upgraded"):
+            schema.migrate(db)
+        _put_uploads(db, settings, source, manifest)
     finally:
         db.close()
     return manifest, _put_configuration(settings, source, manifest)
@@ -133,8 +142,34 @@ def _put_configuration(settings: Settings, source: Path, manifest: Manifest) -> 
     return left
 
 
+def _copy_uploads(settings: Settings, to: Path) -> None:
+    """Copy the uploaded files that are not copied yet; one that is deleted just now is left out."""
+    for path in (settings.home / FILES).glob("file-*"):
+        copied = to / FILES / path.name
+        if path.suffix != PARTIAL and not copied.exists():
+            copied.parent.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileNotFoundError):
+                _copy_private(path, copied)
+
+
+def _put_uploads(db: Database, settings: Settings, source: Path, manifest: Manifest) -> None:
+    """Put back the uploaded files that the restored ledger knows: nobody would ever delete another one."""
+    known = api_batches.file_ids(db)
+    for name in manifest.files:
+        folder, _, file_id = name.rpartition("/")
+        if folder == FILES and file_id in known:
+            (settings.home / FILES).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _copy_private(source / name, settings.home / name)
+
+
+def _copy_private(source: Path, to: Path) -> None:
+    with source.open("rb") as read, os.fdopen(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as kept:
+        shutil.copyfileobj(read, kept, PIECE)
+
+
 def _manifest(folder: Path, ledger: str, revision: str) -> Manifest:
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    there = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _digest(path) for path in there}
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Manifest(importlib.metadata.version("offload"), made_at, ledger, revision, files)
 
@@ -148,9 +183,10 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _in_words(db: Database) -> Iterator[None]:
+def _in_words(db: Database, done: str) -> Iterator[None]:
+    """Raise PoolError, that the ledger cannot be `done`, with the database's or the system's own words."""
     try:
         yield
     except (sqlite3.Error, DBAPIError, OSError) as error:
         said = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).split("\n")[0]
-        raise PoolError(f"the ledger {db.where} cannot be copied: {said}") from None
+        raise PoolError(f"the ledger {db.where} cannot be {done}: {said}") from None

@@ -15,6 +15,8 @@ from api.use_cases.pool import Pool
 from tasks.errors import UsageError
 from tasks.ledger import api_batches
 
+#: the folder in OFFLOAD_HOME, and what ends the name of a file that is still written
+FILES, PARTIAL = "files", ".partial"
 #: bytes of a file at most
 MOST_BYTES = 200 * 1024 * 1024
 #: seconds a file is kept: unless asked otherwise, and what may be asked
@@ -25,7 +27,7 @@ LOOKED_AT = 16 * 1024 * 1024
 
 def path_of(pool: Pool, file_id: str) -> Path:
     """Where a file's content is."""
-    return pool.settings.home / "files" / file_id
+    return pool.settings.home / FILES / file_id
 
 
 def keep(pool: Pool, source: BinaryIO, filename: str, owner: str, lives_s: float = LIVES_S) -> Any:
@@ -35,7 +37,7 @@ def keep(pool: Pool, source: BinaryIO, filename: str, owner: str, lives_s: float
     file_id = api_batches.new_file_id()
     path = path_of(pool, file_id)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(PARTIAL)
     try:
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as kept:
             shutil.copyfileobj(source, kept, 1 << 20)

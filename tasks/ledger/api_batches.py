@@ -105,6 +105,12 @@ def expired_files(db: Database) -> list[str]:
         return list(c.execute(select(files.c.id).where(files.c.expires_at <= db.now(c))).scalars())
 
 
+def file_ids(db: Database) -> set[str]:
+    """The ids of all files that the ledger knows, expired ones too."""
+    with db.read() as c:
+        return set(c.execute(select(files.c.id)).scalars())
+
+
 # --- batches --------------------------------------------------------------------------------------------------
 
 

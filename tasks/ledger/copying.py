@@ -9,14 +9,16 @@ import os
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.engine import URL
 
 from tasks.errors import PoolError
-from tasks.ledger.database import Database
-from tasks.ledger.schema import refuse_beside_roles, revision
+from tasks.ledger.database import SCHEMA_LOCK, Database
+from tasks.ledger.schema import check_known, drop_tables, refuse_beside_roles, revision
 from tasks.settings import Times
 from tasks.tables import Batch
 
@@ -45,18 +47,28 @@ def copy(db: Database, to: Path) -> None:
 
 
 def put_back(db: Database, source: Path, times: Times) -> None:
-    """Make the ledger what a copy of its kind says; raises PoolError unless it holds no batch and nobody uses it."""
+    """Make the ledger what a copy of its kind says; raises PoolError unless it holds no batch and nobody uses it.
+
+    Its tables are then those of the copy, which may be older ones.
+    """
     if db.path is not None and not db.path.exists():
         _replace(db.path, source)
         return
-    if revision(db) is not None:
+    made_by = revision(db)
+    if made_by is not None:
+        check_known(made_by, db.where)
         refuse_beside_roles(db, times, "restore")
         _refuse_over_batches(db)
     if db.path is not None:
         db.close()
         _replace(db.path, source)
-    else:
-        _postgres("pg_restore", db, "--clean", "--if-exists", "--single-transaction", "--exit-on-error", str(source))
+        return
+    _run("pg_restore", "--list", str(source))  # before anything goes: that it is there, and can read this copy
+    if made_by is not None:  # all of them: those that are newer than the copy refer to those that it replaces
+        with db.write() as c:
+            db.alone(c, SCHEMA_LOCK)
+            drop_tables(c)
+    _postgres("pg_restore", db, "--single-transaction", "--exit-on-error", str(source))
 
 
 def _refuse_over_batches(db: Database) -> None:
@@ -83,15 +95,28 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _postgres(program: str, db: Database, *arguments: str) -> None:
-    """Run one of PostgreSQL's own programs; the password goes by the environment, which others cannot read."""
+    """Run one of PostgreSQL's own programs on the ledger; its password goes by the environment, which nobody reads."""
+    address, secret = _without_password(db.engine.url)
+    _run(program, "--no-owner", "--no-privileges", f"--dbname={address}", *arguments, secret=secret)
+
+
+def _run(program: str, *arguments: str, secret: Mapping[str, str] | None = None) -> None:
     found = shutil.which(program)
     if found is None:
         raise PoolError(f"{program} is not installed here; it comes with PostgreSQL's client of the server's version")
-    url = db.engine.url
-    where = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
-    password = {"PGPASSWORD": str(url.password)} if url.password else {}
-    command = [found, "--no-owner", "--no-privileges", f"--dbname={where}", *arguments]
-    done = subprocess.run(command, env=os.environ | password, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    environment = os.environ | dict(secret or {})
+    done = subprocess.run(
+        [found, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[0]
         raise PoolError(f"{program} failed: {said.removeprefix(f'{program}: ').removeprefix('error: ')}")
+
+
+def _without_password(url: URL) -> tuple[str, dict[str, str]]:
+    """An address as libpq takes it, and the environment that holds its password, wherever the address has it."""
+    said = url.query.get("password", url.password)
+    query = {name: value for name, value in url.query.items() if name != "password"}
+    # a URL of its own: to `URL.set`, None says that nothing is to be changed
+    plain = URL.create("postgresql", url.username, None, url.host, url.port, url.database, query)
+    return plain.render_as_string(hide_password=False), {"PGPASSWORD": str(said)} if said else {}

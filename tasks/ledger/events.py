@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, exists, insert, select, update
-from sqlalchemy.engine import Row
+from sqlalchemy import Connection, insert, update
 
 from tasks.ledger.database import NOTICE_LOCK, Database, insert_new, retried
-from tasks.notices import Kind, News
+from tasks.notices import News
 from tasks.tables import Event, Tick
-
-#: seconds in which the same alert is not repeated
-QUIET_S = 300.0
-#: an alert's kind: Redis takes no messages
-BROKER = Kind.BROKER.value
 
 events = Event.__table__  # type: ignore[attr-defined]
 ticks = Tick.__table__  # type: ignore[attr-defined]
@@ -28,24 +22,6 @@ def tell(c: Connection, now: float, *news: News) -> None:
             {"at": now, "kind": n.kind, "subject": n.subject, "detail": dict(n.detail), "times": n.times} for n in news
         ]
         c.execute(insert(events), rows)
-
-
-def alert(db: Database, kind: str, subject: str, detail: dict[str, Any]) -> bool:
-    """Write an event, unless one of this kind and subject is younger than QUIET_S; whether it was written."""
-    with db.write() as c:
-        now = db.now(c)
-        lately = exists().where(events.c.kind == kind, events.c.subject == subject, events.c.at > now - QUIET_S)
-        if c.execute(select(lately)).scalar():
-            return False
-        tell(c, now, News(kind, subject, detail))
-    return True
-
-
-def lately(db: Database, kind: str, within_s: float) -> Sequence[Row[Any]]:
-    """The events of a kind of the last `within_s` seconds, the newest first."""
-    with db.read() as c:
-        query = select(events).where(events.c.kind == kind, events.c.at > db.now(c) - within_s)
-        return c.execute(query.order_by(events.c.id.desc())).all()
 
 
 @retried

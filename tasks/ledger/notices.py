@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 
 from tasks.ledger.database import NOTICE_LOCK, Database, locked, parts, retried
 from tasks.notices import Kind, News, Told, placed
-from tasks.tables import IS_NEWS, Event, Notice
+from tasks.tables import IS_NEWS, IS_WAITING, Event, Notice
 
 #: events that one transaction makes notices of
 CHUNK = 1_000
@@ -75,9 +75,10 @@ def _add(c: Connection, receiver: str, news: Sequence[News], now: float, quiet_s
 
 def _told(c: Connection, receiver: str, now: float, quiet_s: float) -> list[Told]:
     """What a receiver is about to be told, or was within the quiet time."""
-    lately = and_(notices.c.state == SENT, notices.c.sent_at > now - quiet_s)
-    query = select(notices).where(notices.c.receiver == receiver, or_(notices.c.state == WAITING, lately))
-    rows = c.execute(query.order_by(notices.c.id).with_for_update()).all()  # whoever claims one waits, or we do
+    mine = notices.c.receiver == receiver
+    waiting = select(notices).where(mine, IS_WAITING).with_for_update()  # whoever claims one waits, or we do
+    lately = select(notices).where(mine, notices.c.state == SENT, notices.c.sent_at > now - quiet_s)
+    rows = sorted([*c.execute(waiting.order_by(notices.c.id)), *c.execute(lately)], key=lambda row: row.id)
     return [
         Told(
             row.id,
@@ -98,7 +99,7 @@ def claim(db: Database, receiver: str) -> Row[Any] | None:
         now = db.now(c)
         due = (
             select(notices.c.id)
-            .where(notices.c.receiver == receiver, notices.c.state == WAITING, notices.c.due_at <= now)
+            .where(notices.c.receiver == receiver, IS_WAITING, notices.c.due_at <= now)
             .where(or_(notices.c.lease_until.is_(None), notices.c.lease_until <= now))
             .order_by(notices.c.tries, notices.c.due_at, notices.c.id)  # one that is never taken stands in nobody's way
             .limit(1)
@@ -126,7 +127,7 @@ def put_off(db: Database, notice: Row[Any], answer: str) -> None:
         due_at = db.now(c) + delay
         mine = notices.c.id == notice.id, notices.c.state == WAITING, notices.c.tries == notice.tries
         c.execute(update(notices).where(*mine).values(due_at=due_at, lease_until=None, answer=answer))
-        sooner = notices.c.receiver == notice.receiver, notices.c.state == WAITING, notices.c.due_at < due_at
+        sooner = notices.c.receiver == notice.receiver, IS_WAITING, notices.c.due_at < due_at
         ids = locked(c, notices.c.id, *sooner, notices.c.lease_until.is_(None), skip=True)
         c.execute(update(notices).where(notices.c.id.in_(ids)).values(due_at=due_at))
 
@@ -135,18 +136,36 @@ def put_off(db: Database, notice: Row[Any], answer: str) -> None:
 def give_up(db: Database) -> int:
     """Give up what nobody took for a day; how many."""
     with db.write() as c:
-        old = notices.c.state == WAITING, notices.c.last_at <= db.now(c) - GIVE_UP_S
+        old = IS_WAITING, notices.c.last_at <= db.now(c) - GIVE_UP_S
         return c.execute(update(notices).where(*old).values(state=FAILED, lease_until=None)).rowcount
 
 
-@retried
 def prune(db: Database) -> int:
     """Delete old notices, and old events but for the audit's alarms, which its report shows; how many of both."""
-    with db.write() as c:
+    with db.read() as c:
         before = db.now(c) - KEPT_S
-        over = notices.c.state != WAITING, notices.c.last_at < before
-        old = events.c.noticed, events.c.at < before, events.c.kind != Kind.AUDIT_ALARM
-        return c.execute(delete(notices).where(*over)).rowcount + c.execute(delete(events).where(*old)).rowcount
+    over = notices.c.state != WAITING, notices.c.last_at < before
+    old = events.c.noticed, events.c.at < before, events.c.kind != Kind.AUDIT_ALARM
+    return _prune(db, notices, notices.c.made_at < before, over) + _prune(db, events, events.c.at < before, old)
+
+
+def _prune(db: Database, table: Table, aged: ColumnElement[bool], over: Sequence[ColumnElement[bool]]) -> int:
+    """Delete what is `over`, CHUNK rows a transaction, from the oldest on to the first CHUNK of which none has aged."""
+    total, after = 0, 0
+    while True:
+        with db.read() as c:
+            some = select(table.c.id, aged.label("aged")).where(table.c.id > after).order_by(table.c.id).limit(CHUNK)
+            rows = c.execute(some).all()
+        if not any(row.aged for row in rows):
+            return total
+        total += _delete(db, table, after, rows[-1].id, over)
+        after = rows[-1].id
+
+
+@retried
+def _delete(db: Database, table: Table, after: int, to: int, over: Sequence[ColumnElement[bool]]) -> int:
+    with db.write(durable=False) as c:
+        return c.execute(delete(table).where(table.c.id > after, table.c.id <= to, *over)).rowcount
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def upgrade(at: str | Path, times: Times) -> tuple[str | None, str]:
             check_known(before, database.where)
             if before != REVISION:
                 refuse_beside_roles(database, times, "upgrade")
-            _migrate(database)
+            migrate(database)
     except (DBAPIError, OSError) as error:
         raise PoolError(f"the ledger {database.where} cannot be upgraded: {_reason(error)}") from None
     finally:
@@ -128,7 +128,8 @@ def refuse_beside_roles(database: Database, times: Times, then: str) -> None:
         raise PoolError(f"what runs on the ledger as it is: {', '.join(live)}; stop it, then {then}")
 
 
-def _migrate(database: Database, to: str = "head") -> None:
+def migrate(database: Database, to: str = "head") -> None:
+    """Bring the tables to a revision, whoever was seen on them; in one transaction."""
     from alembic import command
     from alembic.config import Config
 
@@ -138,6 +139,12 @@ def _migrate(database: Database, to: str = "head") -> None:
         config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
         config.attributes["connection"] = c
         command.upgrade(config, to)
+
+
+def drop_tables(c: Connection) -> None:
+    """Drop all tables of a ledger at once, whichever of them are there, so that none waits for another to go first."""
+    names = ", ".join([*SQLModel.metadata.tables, VERSIONS])
+    c.exec_driver_sql(f"DROP TABLE IF EXISTS {names}")
 
 
 def _make_file(database: Database) -> None:

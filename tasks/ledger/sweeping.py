@@ -18,8 +18,9 @@ from tasks.ledger.fallbacks import fell_back
 from tasks.ledger.record import escalate
 from tasks.notices import Kind, News, gathered
 from tasks.privacy import Tier
-from tasks.registry import CLOUD
+from tasks.registry import CLOUD, Registry
 from tasks.rollups import hour_of, waited_ms
+from tasks.routing import considered, tier_now
 from tasks.states import BatchState, JobState
 from tasks.tables import AT_ONCE, IS_OUT, Batch, CallRow, Job, Slice, Worker
 
@@ -52,7 +53,7 @@ def end_frozen(db: Database) -> int:
         return len(c.execute(query, {"s": STANDS_STILL_S}).all())
 
 
-def take_back_expired(db: Database) -> Counter[str]:
+def take_back_expired(db: Database, registry: Registry) -> Counter[str]:
     """Jobs whose lease is over go back to the queue; counts `leases` and `poison`.
 
     A job whose call had started gets a crash, and the call row that its worker could not write. A job that was
@@ -60,7 +61,7 @@ def take_back_expired(db: Database) -> Counter[str]:
     """
     counts: Counter[str] = Counter()
     while True:
-        leases, poison = _take_back_some(db)
+        leases, poison = _take_back_some(db, registry)
         counts["leases"] += leases
         counts["poison"] += poison
         if leases < CHUNK:
@@ -68,7 +69,7 @@ def take_back_expired(db: Database) -> Counter[str]:
 
 
 @retried
-def _take_back_some(db: Database) -> tuple[int, int]:
+def _take_back_some(db: Database, registry: Registry) -> tuple[int, int]:
     """Take back up to CHUNK leases; how many, and how many of the jobs were poison."""
     with db.write() as c:
         now = db.now(c)
@@ -82,8 +83,8 @@ def _take_back_some(db: Database) -> tuple[int, int]:
             if poison:
                 poisoned.add(row.id)
                 ended[row.batch_id][JobState.FAILED] += 1
-        if dead := [_dead_call(row, now, row.id in poisoned) for row in rows if row.started_at is not None]:
-            c.execute(insert(calls), dead)
+        if dead := [row for row in rows if row.started_at is not None]:
+            c.execute(insert(calls), [_dead_call(row, now, row.id in poisoned, registry) for row in dead])
         tell(c, now, *gathered([_poison(row) for row in rows if row.id in poisoned]))
         count_ended(c, ended, now)
     return len(rows), sum(n.total() for n in ended.values())
@@ -146,8 +147,12 @@ def _poison(row: Row[Any]) -> News:
     return News(Kind.POISON, row.model_class, {"job": row.id, "batch": row.batch_id})
 
 
-def _dead_call(row: Row[Any], now: float, poisoned: bool) -> dict[str, Any]:
+def _dead_call(row: Row[Any], now: float, poisoned: bool, registry: Registry) -> dict[str, Any]:
     node, _, provider = (row.worker or "/").partition("/")
+    tier, escalated = (
+        tier_now(Tier(row.tier), registry.category(row.category), registry),
+        row.escalated_from is not None,
+    )
     return {
         "job_id": row.id,
         "batch_id": row.batch_id,
@@ -164,6 +169,7 @@ def _dead_call(row: Row[Any], now: float, poisoned: bool) -> dict[str, Any]:
         "app": row.app,
         "decision": row.decision,
         "reason": row.escalation,
+        "considered": considered(registry, provider, row.model_class, tier, row.model, escalated=escalated),
         "attempt": row.attempts + 1,
         "queue_ms": waited_ms(row.queued_at, row.started_at),
         "ended": JobState.FAILED.value if poisoned else None,

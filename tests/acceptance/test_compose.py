@@ -16,12 +16,15 @@ import redis
 
 from api.embedded.redis_server import find_binary
 from api.embedded.supervisor import STOP_GRACE_S
+from tasks.config import parse
+from tasks.ledger import api_batches, schema
 from tasks.settings import Times
 from tests.support.cli import EXECUTABLE, jsonl, offload
-from tests.support.compose import ROOT, Composed, Refused, at_simulator, env_file, fresh_env, read, seconds
+from tests.support.compose import ROOT, Composed, Refused, at_simulator, env_file, fresh_env, new_env, read, seconds
 from tests.support.needed import needed
 from tests.support.pool import clean_environment
 from tests.support.postgres import PostgresImage
+from tests.unit.databases import opened
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 #: the files that are read together
@@ -102,6 +105,48 @@ def test_the_services_run_a_batch_and_stop_in_time(composed: Composed, database:
     }
 
 
+def documented() -> tuple[list[str], list[str]]:
+    """What ops/docs/operations.md lets containers run to back up, and to restore."""
+    section = (ROOT / "ops" / "docs" / "operations.md").read_text().partition("## Back up")[2].partition("\n## ")[0]
+    blocks = [re.findall(r"^    (docker compose .*)$", part, re.MULTILINE) for part in section.split("\n\n")]
+    backup, restore = filter(None, blocks)
+    return backup, [line for line in restore if line.split()[2] in ("exec", "run")]
+
+
+def test_what_the_docs_back_up_comes_back(composed: Composed, database: PostgresImage, tmp_path: Path) -> None:
+    """The ledger and an uploaded file are what they were, over a ledger that went on, and `migrate` upgrades it."""
+    at = ["-h", composed.host("postgres")]
+    postgres = composed.container("postgres", more=[*database.arguments, *at], cwd="/", **database.options)
+    # an image trusts who comes by its own socket; there is none here
+    own = {"PGHOST": composed.host("postgres"), "PGPASSWORD": postgres.environment["POSTGRES_PASSWORD"]}
+    for name in ("pg_dump", "pg_restore", "dropdb", "createdb"):
+        composed.program(name, str(database.binaries / name))
+    composed.start("postgres").wait_until("service_healthy")
+    place = composed.container("migrate").environment["OFFLOAD_DATABASE_URL"]
+    uploaded = tmp_path / "volumes" / "api" / "files" / "file-1"
+    composed.container("api")
+    uploaded.parent.mkdir()
+    uploaded.write_bytes(b"lines")
+    with opened(place) as db:
+        schema.migrate(db, "0005")
+        kept = api_batches.keep_file(db, "file-1", "", "lines.jsonl", 5, 3_600)
+    backup, restore = documented()
+    for line in backup:
+        composed.do(line, tmp_path, **own)
+    with opened(place) as db:
+        api_batches.drop_file(db, "file-1")
+        schema.migrate(db)
+    uploaded.unlink()
+    for line in restore:
+        composed.do(line, tmp_path, **own)
+    composed.start("migrate").wait_until("service_completed_successfully")
+    assert uploaded.read_bytes() == b"lines"
+    with opened(place) as db:
+        assert schema.revision(db) == schema.REVISION
+        assert api_batches.file(db, "file-1", api_batches.Whose()) == kept
+    composed.stop()
+
+
 def refused(composed: Composed) -> list[str]:
     """What Redis refused to whom."""
     redis_ = composed.running["redis"]
@@ -126,6 +171,29 @@ def test_a_new_env_has_passwords_of_its_own() -> None:
     one, other = ([value for name, value in fresh_env().items() if name.endswith("_PASSWORD")] for _ in range(2))
     assert len({*one, *other}) == 2 * len(one)
     assert min(map(len, one)) >= 32
+
+
+def test_an_env_that_is_there_keeps_what_it_says(tmp_path: Path) -> None:
+    """Every line stays, what is missing or empty is added once, and only its owner may read it; stderr says which."""
+    first = new_env(tmp_path)
+    file = tmp_path / ".env"
+    assert (file.stat().st_mode & 0o777, first.stdout) == (0o600, "")
+    assert "wrote .env" in first.stderr
+    mine = "# mine\nPOSTGRES_PASSWORD=my own=word\nAPI_PASSWORD=\nCOMPOSE_PROFILES="
+    file.write_text(mine)
+    file.chmod(0o644)
+    said = new_env(tmp_path).stderr
+    assert file.read_text().startswith(mine + "\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    found = env_file(file.read_text())
+    assert (found["POSTGRES_PASSWORD"], found["COMPOSE_PROFILES"]) == ("my own=word", "")
+    needs = [name for name in fresh_env() if name.endswith("_PASSWORD")]
+    assert [name for name in needs if not found.get(name)] == []
+    assert "API_PASSWORD" in said
+    assert "POSTGRES_PASSWORD" not in said
+    before = file.read_bytes()
+    assert new_env(tmp_path).stderr == "kept .env as it was\n"
+    assert file.read_bytes() == before
 
 
 def services(**more: str) -> dict[str, Any]:
@@ -161,6 +229,17 @@ def test_only_the_cloud_worker_has_a_clouds_key() -> None:
     holders = [n for n, s in services(ANTHROPIC_API_KEY="a-key").items() if "a-key" in json.dumps(s)]
     assert holders == ["cloud-worker"]
     assert [name for name, service in services().items() if "env_file" in service] == ["beat"]
+
+
+def test_only_the_api_tells_the_end_of_batches() -> None:
+    """The address and the secret of .env reach it, under the names that the example says for offload.yaml."""
+    there = services(API_WEBHOOK_URL="an-address", API_WEBHOOK_SECRET="a-secret")
+    holders = [n for n, s in there.items() if {"an-address", "a-secret"} & set(s.get("environment", {}).values())]
+    assert holders == ["api"]
+    example = (ROOT / ".env.example").read_text()
+    (said,) = re.findall(r"In offload.yaml: (.*)$", example, re.MULTILINE)
+    (target,) = parse(said, "the example").api.webhooks
+    assert {target.url_env, target.secret_env} <= there["api"]["environment"].keys()
 
 
 def test_each_role_has_its_own_password_in_redis() -> None:

@@ -30,7 +30,7 @@ BREAKS = {
         "its result",
     ),
     "sweep": Break(
-        (("scheduler/sweep.py", "sweeping.take_back_expired(db)", "Counter[str]()"),),
+        (("scheduler/sweep.py", "sweeping.take_back_expired(db, registry)", "Counter[str]()"),),
         "2",
         3,
         "no recovery",

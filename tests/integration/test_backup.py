@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import inspect, text
 
+from api.use_cases import uploads
 from api.use_cases.pool import Pool
 from tasks.ledger import reading, schema
+from tasks.ledger.database import Database
 from tasks.settings import Settings
 from tests.support.cli import Ran, offload
 from tests.support.pool import TestPool, clean_environment, running, simulated
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
+from tests.unit.databases import opened
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 JOBS = 120
@@ -159,14 +162,134 @@ def test_without_pg_dump_the_words_say_so(postgres: Postgres, tmp_path: Path) ->
     assert "pg_dump is not installed here" in done.stderr
 
 
-def test_a_backup_of_older_tables_says_what_to_do(home: Path, tmp_path: Path) -> None:
-    """It is put back as it is, and the next command is named."""
-    with closing(sqlite3.connect(home / "ledger.db")) as c, c:
-        c.execute(f"UPDATE {schema.VERSIONS} SET version_num = '0001'")
-    assert cli(home, "backup", str(tmp_path / "b")).code == 0
-    done = cli(tmp_path / "other", "restore", str(tmp_path / "b"))
-    assert done.code == 0
-    assert "offload db upgrade" in done.stderr
+@pytest.fixture(params=["sqlite", "postgresql"])
+def places(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, str]]:
+    """The addresses of two ledgers."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/old.db", f"sqlite:///{tmp_path}/new.db"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    monkeypatch.setenv("PATH", f"{server.programs}:{os.environ['PATH']}")
+    yield server.create("old_tables"), server.create("new_tables")
+    for name in ("old_tables", "new_tables"):
+        server.drop(name)
+
+
+def test_a_backup_of_older_tables_is_brought_to_this_version(places: tuple[str, str], tmp_path: Path) -> None:
+    """Restored over the tables of today, it is what it was, in the tables that a new ledger has."""
+    old, new = places
+    with opened(old) as db:
+        schema.migrate(db, "0004")
+        with db.write() as c:
+            c.execute(text("INSERT INTO pool (id, salt) VALUES (1, :salt)"), {"salt": b"of the old one"})
+    schema.open_ledger(new).close()
+    with opened(new) as db:
+        today = shape(db)
+    assert at(old, tmp_path / "one", "backup", str(tmp_path / "b")).code == 0
+    done = at(new, tmp_path / "two", "restore", str(tmp_path / "b"))
+    assert done.code == 0, done.stderr
+    assert "(0004) were brought to those of this version" in done.stderr
+    with opened(new) as db, db.read() as c:
+        assert c.execute(text("SELECT salt FROM pool")).scalar() == b"of the old one"
+        assert schema.revision_in(c) == schema.REVISION
+    with opened(new) as db:
+        assert shape(db) == today
+
+
+def at(place: str, home: Path, *arguments: str) -> Ran:
+    """A command in a pool of its own, on this ledger."""
+    return offload(clean_environment() | {"OFFLOAD_HOME": str(home), "OFFLOAD_DATABASE_URL": place}, *arguments)
+
+
+def shape(db: Database) -> dict[str, tuple[set[str], set[str | None]]]:
+    """table -> its columns, and its indexes."""
+    with db.read() as c:
+        there = inspect(c)
+        return {
+            name: ({column["name"] for column in there.get_columns(name)}, {i["name"] for i in there.get_indexes(name)})
+            for name in there.get_table_names()
+        }
+
+
+@pytest.fixture
+def no_dump(home: Path, tmp_path: Path) -> Path:
+    """A folder that is said to hold a PostgreSQL ledger's backup, and holds something else."""
+    folder = tmp_path / "no-dump"
+    assert cli(home, "backup", str(folder)).code == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "ledger.db").rename(folder / "ledger.dump")
+    files = {name.replace(".db", ".dump"): digest for name, digest in manifest["files"].items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"ledger": "postgresql", "files": files}))
+    return folder
+
+
+def test_another_programs_tables_are_not_restored_over(postgres: Postgres, no_dump: Path, tmp_path: Path) -> None:
+    """A database whose `jobs` no release made keeps them."""
+    place = postgres.create("anothers")
+    with opened(place) as db, db.write() as c:
+        c.execute(text("CREATE TABLE jobs (salary INTEGER)"))
+    done = at(place, tmp_path / "two", "restore", str(no_dump))
+    assert done.code == 1
+    assert "no release of Offload made" in done.stderr
+    with opened(place) as db, db.read() as c:
+        assert inspect(c).get_table_names() == ["jobs"]
+    postgres.drop("anothers")
+
+
+def test_a_copy_that_cannot_be_read_drops_nothing(
+    postgres: Postgres, no_dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pg_restore, or with a dump that it does not understand, the database keeps its tables."""
+    place = postgres.create("kept")
+    schema.open_ledger(place).close()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "pg_restore is not installed here" in at(place, tmp_path / "two", "restore", str(no_dump)).stderr
+    monkeypatch.setenv("PATH", str(postgres.programs))
+    assert "pg_restore failed: input file" in at(place, tmp_path / "two", "restore", str(no_dump)).stderr
+    with opened(place) as db:
+        assert schema.revision(db) == schema.REVISION
+    postgres.drop("kept")
+
+
+def test_a_password_is_no_argument(tmp_path: Path, postgres: Postgres) -> None:
+    """Wherever the address has it, pg_dump gets it by its environment, which others cannot read."""
+    place = postgres.create("guarded_dump")
+    seen = tmp_path / "seen"
+    (tmp_path / "programs").mkdir()
+    program = tmp_path / "programs" / "pg_dump"
+    program.write_text(f'#!/bin/sh\necho "$PGPASSWORD $*" >{seen}; exit 1\n')
+    program.chmod(0o755)
+    for address in (place.replace("offload@", "offload:se%20cret@"), f"{place}?password=se%20cret&connect_timeout=3"):
+        environment = clean_environment() | {"OFFLOAD_HOME": str(tmp_path), "OFFLOAD_DATABASE_URL": address}
+        assert offload(environment, "db", "upgrade").code == 0
+        given = environment | {"PATH": f"{program.parent}:/usr/bin:/bin"}
+        assert offload(given, "backup", str(tmp_path / "b")).code == 1
+        assert seen.read_text().startswith("se cret --")
+        assert seen.read_text().count("cret") == 1
+    assert "connect_timeout=3" in seen.read_text()
+    postgres.drop("guarded_dump")
+
+
+def test_uploaded_files_come_along(home: Path, tmp_path: Path) -> None:
+    """Files of the API are backed up, private, and put back; one that the ledger does not know is not put back."""
+    pool = Pool(Settings(home=home))
+    content = b'{"custom_id": "a"}\n' * 100_000
+    kept = uploads.keep(pool, io.BytesIO(content), "lines.jsonl", "")
+    pool.db.close()
+    (home / "files" / "file-unknown").write_bytes(b"left by an upload that was cut short")
+    (home / "files" / "file-x.partial").write_bytes(b"under way")
+    done = cli(home, "backup", str(tmp_path / "b"))
+    assert "2 uploaded files" in done.stderr
+    other = tmp_path / "other"
+    assert cli(other, "restore", str(tmp_path / "b")).code == 0
+    assert [path.name for path in (other / "files").iterdir()] == [kept.id]
+    put = other / "files" / kept.id
+    assert put.read_bytes() == content
+    assert (put.stat().st_mode & 0o777, put.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    (tmp_path / "b" / "files" / kept.id).write_bytes(b"another")
+    assert "not what was backed up" in cli(tmp_path / "third", "restore", str(tmp_path / "b")).stderr
 
 
 def test_a_running_pools_home_is_left_alone(home: Path, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from tasks.ledger import events, reading
+from tasks.ledger import reading
+from tasks.ledger.events import events
 from tests.support.pool import TestPool, running, simulated
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
@@ -138,8 +140,16 @@ def test_leases_and_deadlines_need_no_redis(on_sqlite: TestPool, simulator: Back
     late = reading.recent_batches(on_sqlite.db, 1)[0].id
     eventually(lambda: on_sqlite.batch(late).expired == 3, "its deadline passes")
     eventually(lambda: states(on_sqlite, batch) == {"queued": 4}, "the leases are taken back")
-    (event,) = events.lately(on_sqlite.db, events.BROKER, 60)
-    assert "Redis does not answer" in event.detail["trouble"]
+    eventually(lambda: said(on_sqlite), "it is told")
+    (event,) = said(on_sqlite)
+    assert (event.kind, "Redis does not answer" in event.detail["trouble"]) == ("broker", True)
     on_sqlite.redis.start()
     on_sqlite.worker()
     assert_each_done_once(on_sqlite.finished(batch), 4)
+    eventually(lambda: [event.kind for event in said(on_sqlite)] == ["broker", "broker_up"], "its return is told")
+
+
+def said(pool: TestPool) -> list[Any]:
+    """What was told of Redis."""
+    with pool.db.read() as c:
+        return list(c.execute(select(events).where(events.c.subject == "redis").order_by(events.c.id)).all())

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tasks.ledger import audits, notices, ticks
-from tasks.ledger.events import BROKER, alert
+from tasks.ledger.events import tell
+from tasks.notices import Kind, News
 from tests.support.cli import jsonl
 from tests.support.pool import TestPool, running, simulated
 from tests.support.receiver import SECRET, Receiver, receiver
@@ -154,7 +155,8 @@ def test_a_receiver_that_hangs_delays_nothing(pool: TestPool, hook: Receiver) ->
     eventually(lambda: pool.batch(batch).done, "jobs run")
     hook.holds.clear()
     try:
-        alert(pool.db, BROKER, "redis", {})
+        with pool.db.write() as c:
+            tell(c, pool.db.now(c), News(Kind.BROKER, "redis"))
         eventually(lambda: hook.holding, "it holds one")
         done = pool.batch(batch).done
 

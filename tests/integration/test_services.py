@@ -183,6 +183,30 @@ def test_without_systemd_the_words_say_so(home: Path, tmp_path: Path) -> None:
     assert list((home / ".config" / "systemd" / "user").glob("*.service")) == []
 
 
+def test_what_cannot_be_stopped_is_not_removed(home: Path, calls: Path) -> None:
+    """Its unit stays and is named, with the manager's words and status 1; once it can be stopped it goes."""
+    assert shell(home, calls, "install", "beat", "metrics").code == 0
+    program = calls.parent / "programs" / "systemctl"
+    works = program.read_text()
+    program.write_text(
+        works.replace(
+            "\n", '\n[ "$*" != "--user disable --now offload-beat.service" ] || { echo no >&2; exit 1; }\n', 1
+        )
+    )
+    done = shell(home, calls, "uninstall")
+    assert done.code == 1
+    assert "offload-beat.service is not stopped: systemctl --user disable --now offload-beat.service: no" in done.stderr
+    assert "offload-beat.service is removed" not in done.stderr
+    assert "offload-metrics.service is removed" in done.stderr
+    assert "not removed: offload-beat.service" in done.stderr
+    folder = home / ".config" / "systemd" / "user"
+    assert [p.name for p in folder.glob("*.service")] == ["offload-beat.service"]
+    assert str(folder / "offload-beat.service") in done.stderr
+    program.write_text(works)
+    assert shell(home, calls, "uninstall").code == 0
+    assert list(folder.glob("*.service")) == []
+
+
 def test_a_session_without_systemd_is_explained(home: Path) -> None:
     """A systemctl that reaches no user manager is quoted, with what to do."""
     needed("systemctl", "systemd's")
@@ -199,11 +223,39 @@ def test_macos_gets_an_agent(one: Role, home: Path) -> None:
     assert offload(clean_environment(), "service", "install", word, "--for", "macos", "--to", str(home)).code == 0
     path = manager("darwin").path(one, Place((), home))
     found = plistlib.loads(path.read_bytes())
-    assert found["ProgramArguments"] == [EXECUTABLE, *one.arguments]
+    assert found["ProgramArguments"][4:] == [EXECUTABLE, *one.arguments]
     assert found["Label"] == path.stem
     assert found["RunAtLoad"] is True
     assert found["KeepAlive"] == (True if one.lasts else {"SuccessfulExit": False})
     assert found["ExitTimeOut"] >= 60
+
+
+def test_an_agent_reads_the_environment_file(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variables reach the role as they are written there, nothing in it is run, and without it the role starts."""
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    place = Place(("/usr/bin/env", "-0"), home)
+    words = plistlib.loads(manager("darwin").content(Role("one", (), "a test's"), place))["ProgramArguments"]
+
+    def got() -> dict[str, str]:
+        done = subprocess.run(words, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+        return dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+
+    before = got()
+    file = home / ".config" / "offload" / "environment"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "# OFFLOAD_NO=1\n; other\n\nno variable\n9A=1\nA B=1\n$(touch ran)=1\n=1\n"
+        f"OFFLOAD_A=a b=$HOME `touch {tmp_path}/ran` $(touch {tmp_path}/ran) \\n\n"
+        "OFFLOAD_B=\"quoted's\"\nOFFLOAD_C='x y'\nOFFLOAD_D=\nOFFLOAD_E=the last"
+    )
+    assert {name: value for name, value in got().items() if name not in before} == {
+        "OFFLOAD_A": f"a b=$HOME `touch {tmp_path}/ran` $(touch {tmp_path}/ran) \\n",
+        "OFFLOAD_B": "quoted's",
+        "OFFLOAD_C": "x y",
+        "OFFLOAD_D": "",
+        "OFFLOAD_E": "the last",
+    }
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
@@ -219,7 +271,10 @@ def test_windows_gets_a_task(one: Role, home: Path) -> None:
     assert task.findtext("t:Actions/t:Exec/t:Command", namespaces=names) == EXECUTABLE
     assert (task.findtext("t:Actions/t:Exec/t:Arguments", namespaces=names) or "").split() == list(one.arguments)
     assert task.findtext("t:Settings/t:ExecutionTimeLimit", namespaces=names) == "PT0S"
-    assert task.find("t:Triggers/t:LogonTrigger", names) is not None
+    trigger = task.find("t:Triggers/t:LogonTrigger", names)
+    assert trigger is not None
+    assert [one.tag.partition("}")[2] for one in trigger] == ["Enabled", "UserId"], "the schema's order"
+    assert trigger.findtext("t:UserId", namespaces=names) == home.name
 
 
 def test_a_role_is_known_or_refused() -> None:

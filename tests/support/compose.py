@@ -73,10 +73,20 @@ def env_file(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
+def new_env(project: Path) -> subprocess.CompletedProcess[str]:
+    """Run ops/new-env.sh in a folder that has what it reads."""
+    (project / "ops").mkdir(exist_ok=True)
+    for name in ("ops/new-env.sh", ".env.example"):
+        shutil.copy(ROOT / name, project / name)
+    script = str(project / "ops" / "new-env.sh")
+    return subprocess.run(["sh", script], capture_output=True, text=True, check=True)
+
+
 def fresh_env(**more: str) -> dict[str, str]:
     """An .env as ops/new-env.sh writes it."""
-    done = subprocess.run(["sh", str(ROOT / "ops" / "new-env.sh")], capture_output=True, text=True, check=True)
-    return env_file(done.stdout) | more
+    with tempfile.TemporaryDirectory() as folder:
+        new_env(Path(folder))
+        return env_file((Path(folder) / ".env").read_text()) | more
 
 
 def at_simulator(text: str, url: str) -> str:
@@ -283,6 +293,23 @@ class Composed:
         made = self.running.get(name) or self.container(name, **options)
         made.start()
         return made
+
+    def do(self, line: str, folder: Path, **environment: str) -> None:
+        """A line of `docker compose exec` or `run` as the docs have it, in a folder; its command has to succeed."""
+        words = shlex.split(line, comments=True)
+        words, files = [w for w in words if w[0] not in "<>"], {w[0]: folder / w[1:] for w in words if w[0] in "<>"}
+        entry = [words.pop(i + 1) for i, w in enumerate(words) if w == "--entrypoint"]
+        name, *command = [w for w in words[3:] if w not in ("-T", "--rm", "--no-deps", "--entrypoint")]
+        one = self.running.get(name) or self.container(name)
+        argv = [*entry, *map(one.translated, command)]
+        with (
+            open(files.get("<", os.devnull), "rb") as given,
+            open(files.get(">", os.devnull), "wb") as kept,
+        ):
+            done = subprocess.run(
+                argv, env=one.environment | environment, stdin=given, stdout=kept, stderr=subprocess.PIPE
+            )
+        assert done.returncode == 0, f"{line}: {done.stderr.decode()}"
 
     def stop(self) -> dict[str, tuple[int, float]]:
         """End all that still run, those that depend on others first: status and seconds of each."""

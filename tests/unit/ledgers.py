@@ -13,6 +13,7 @@ from sqlalchemy.engine import Row
 from sqlmodel import SQLModel
 
 from tasks import dispatch
+from tasks.config import parse
 from tasks.errors import BrokerDown
 from tasks.ledger import claims, submit
 from tasks.ledger.claims import Claimed, Identity
@@ -27,6 +28,8 @@ from tasks.tables import Batch, CallRow, Job, Slice, Worker
 from tests.unit.databases import ClockedDatabase
 
 TIMES = Times()
+#: nothing is configured
+REGISTRY = parse("{}", "the defaults")
 COUNTED = [s.value for s in sorted(TERMINAL)]
 
 

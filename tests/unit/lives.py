@@ -36,7 +36,7 @@ from tasks.routing import Route
 from tasks.states import LIVE, TERMINAL, JobState
 from tasks.tables import Batch
 from tests.unit.databases import ClockedDatabase
-from tests.unit.ledgers import TIMES, Ledger, Seen, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, Seen, outcome
 
 CLASSES = ("cloud", "small")
 NAMES = ("a/gpu", "b/gpu", "c/cloud")
@@ -271,7 +271,7 @@ class Lives(RuleBasedStateMachine):
             self._claim("d/gpu", slices, False)
             claims.mark_started(self.ledger.db, self.hand[-1:])
         self.restart("d/gpu")
-        sweeping.take_back_expired(self.ledger.db)
+        sweeping.take_back_expired(self.ledger.db, REGISTRY)
 
     # --- time --------------------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class Lives(RuleBasedStateMachine):
     def sweep(self, seconds: float) -> None:
         self.ledger.wait(seconds)
         db = self.ledger.db
-        sweeping.take_back_expired(db)
+        sweeping.take_back_expired(db, REGISTRY)
         sweeping.drop_empty_slices(db)
         sweeping.expire_batches(db)
         control.cancel_dependents(db)

@@ -15,7 +15,7 @@ from tasks.settings import Settings
 from tasks.states import JobState
 from tasks.tables import Batch
 from tests.unit.databases import ClockedDatabase
-from tests.unit.ledgers import Ledger, outcome
+from tests.unit.ledgers import REGISTRY, Ledger, outcome
 
 JOB = "(SELECT min(id) FROM jobs WHERE state = '{0}')"
 DONE, RUNNING, SENT, QUEUED, FAILED = map(JOB.format, ("done", "running", "dispatched", "queued", "failed"))
@@ -162,7 +162,7 @@ def test_what_was_mended_goes_on(ledger: Ledger, pool: Pool) -> None:
     assert set(deep(pool)) == {f"ledger, {n}" for n in ("counters of batches", "slices of jobs", "leases")}
     assert deep(pool, fix=True) == {}
     ledger.wait(1)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     ledger.sender.slices.clear()
     while ledger.fill():
         ledger.record(*map(outcome, ledger.claim(me)))

@@ -9,20 +9,18 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from scheduler import redis_keys, sweep
+from scheduler import redis_keys, sweep, watch
 from tasks.app import Publisher, make_app
-from tasks.config import parse
 from tasks.errors import BrokerDown, OtherTables
 from tasks.ledger import endings, schema, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
 from tasks.tables import Event
 from tests.support.pool import Redis
-from tests.unit.ledgers import Ledger, outcome
+from tests.unit.ledgers import REGISTRY, Ledger, outcome
 
 TIMES = Times()
 QUEUE = class_queue("small")
-REGISTRY = parse("{}", "the defaults")
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +236,7 @@ def test_a_redis_that_takes_no_writes_is_told(
         for _ in range(2):
             counts = sweep.run_once(ledger.db, broker, publisher, REGISTRY, TIMES)
             assert counts["broker_down"] == 1
+            watch.run_once(ledger.db, REGISTRY, TIMES)
         with pytest.raises(BrokerDown, match=says):
             publisher.send_slice("s", "b", "small", 1)
     finally:
@@ -247,6 +246,8 @@ def test_a_redis_that_takes_no_writes_is_told(
     assert says in event.detail["trouble"]
     assert ledger.states(batch_id) == {"queued": 3}
     assert sweep.run_once(ledger.db, broker, ledger.sender, REGISTRY, TIMES)["sent"] == 3
+    watch.run_once(ledger.db, REGISTRY, TIMES)
+    assert [row.kind for row in ledger.all(Event)] == ["broker", "broker_up"]
 
 
 @pytest.mark.parametrize("down", ["redis", "sender"])

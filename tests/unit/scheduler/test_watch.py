@@ -9,7 +9,7 @@ import yaml
 
 from scheduler import watch
 from tasks.config import parse
-from tasks.ledger import claims, control, nodes, usage
+from tasks.ledger import claims, control, nodes, ticks, usage
 from tasks.ledger.claims import Identity
 from tasks.ledger.nodes import Phase
 from tasks.registry import Registry
@@ -167,6 +167,24 @@ def test_a_backlog_is_told_once_until_it_is_gone(ledger: Ledger) -> None:
     assert look(ledger) == [("backlog", "coder"), ("backlog", "reason")]
     never = parse(yaml.safe_dump({"notify": {"backlog_s": None}}), "a test's")
     assert look(ledger, never) == []
+
+
+def test_redis_is_told_of_once_an_outage(ledger: Ledger) -> None:
+    """However long it is away and whatever is wrong with it meanwhile; then its return, and the next outage."""
+
+    def swept(trouble: str) -> list[tuple[str, str]]:
+        ticks.tick(ledger.db, "sweep", {ticks.TROUBLE: trouble})
+        return look(ledger)
+
+    assert look(ledger) == swept("") == []
+    assert swept("Redis does not answer") == [("broker", "redis")]
+    assert ledger.all(Event)[0].detail == {"trouble": "Redis does not answer"}
+    for _ in range(3):
+        ledger.wait(3_600)
+        assert swept("Redis is out of memory") == []
+    assert swept("") == [("broker_up", "redis")]
+    assert swept("") == []
+    assert swept("Redis does not answer") == [("broker", "redis")]
 
 
 def test_a_job_that_is_not_due_is_no_backlog(ledger: Ledger) -> None:

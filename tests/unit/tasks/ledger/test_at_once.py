@@ -30,7 +30,7 @@ from tasks.turns import WINDOW
 from tests.support.at_once import at_once
 from tests.support.waiting import eventually
 from tests.unit.databases import ClockedDatabase
-from tests.unit.ledgers import TIMES, Ledger, Sender, new_jobs, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, Sender, new_jobs, outcome
 
 #: times that two calls are let loose on each other; each time they meet somewhere else
 ROUNDS = 3
@@ -206,7 +206,7 @@ def test_a_result_against_a_cancel_against_the_sweep(ledger: Ledger) -> None:
             partial(record, ledger.db, results),
             partial(record, ledger.db, doubled),
             partial(cancel, ledger, batch_id),
-            partial(sweeping.take_back_expired, ledger.db),
+            partial(sweeping.take_back_expired, ledger.db, REGISTRY),
         )
         states = ledger.states(batch_id)
         assert set(states) <= {"done", "cancelled"}
@@ -250,7 +250,7 @@ def test_groups_against_batch_wide_cancels(ledger: Ledger, errors: list[str]) ->
 
     def sweep() -> None:
         while not over.is_set():
-            sweeping.take_back_expired(ledger.db)
+            sweeping.take_back_expired(ledger.db, REGISTRY)
             sweeping.drop_empty_slices(ledger.db)
             claims.register(ledger.db, me, ["small"], 24)
             ledger.beat(me)

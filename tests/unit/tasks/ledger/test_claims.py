@@ -8,7 +8,7 @@ from tasks.errors import StaleWorker
 from tasks.ledger import claims, endings, sweeping
 from tasks.ledger.claims import Claimed, Identity
 from tasks.states import JobState
-from tests.unit.ledgers import TIMES, Ledger, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, outcome
 
 
 def test_a_claim_takes_its_slice(ledger: Ledger) -> None:
@@ -131,7 +131,7 @@ def test_a_renewed_job_of_an_older_claim_is_lost(ledger: Ledger) -> None:
     """After another claim of the job the first holder learns that it holds nothing."""
     _, me, (old,) = ledger.running(1)
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     ledger.beat(me)
     ledger.fill()
     (new,) = ledger.claim(me)
@@ -167,7 +167,7 @@ def test_a_new_process_takes_over_a_name(ledger: Ledger) -> None:
     assert ledger.workers()[old.name].run_id == new.run_id
     with pytest.raises(StaleWorker, match=old.name):
         ledger.beat(old)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 1
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 1
     ledger.fill()
     (again,) = ledger.claim(new)
     assert ledger.record(outcome(job)) == 1

@@ -8,7 +8,7 @@ from sqlalchemy import event
 from tasks.ledger import claims, endings, sweeping
 from tasks.ledger.claims import Claimed, Identity
 from tasks.states import TERMINAL, JobState
-from tests.unit.ledgers import TIMES, Ledger, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, outcome
 
 
 def mixed(ledger: Ledger) -> tuple[str, Identity, list[Claimed]]:
@@ -114,7 +114,7 @@ def _expire(ledger: Ledger, job: Claimed) -> None:
 
 def _sweep(ledger: Ledger, job: Claimed) -> None:
     ledger.wait(TIMES.lease)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 0
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 0
 
 
 def _hold(ledger: Ledger, job: Claimed) -> None:

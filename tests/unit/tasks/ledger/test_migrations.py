@@ -76,7 +76,7 @@ def _said(found: Mapping[str, Any]) -> str:
 def test_migrations_equal_the_tables(place: str) -> None:
     """From nothing, step by step, they make what a new ledger gets at once, to the last default and condition."""
     with opened(place) as db:
-        schema._migrate(db)
+        schema.migrate(db)
         with db.write() as c:
             context = MigrationContext.configure(c, opts={"compare_type": True, "compare_server_default": True})
             assert compare_metadata(context, SQLModel.metadata) == []

@@ -15,7 +15,7 @@ from scheduler.receivers import Webhook
 from tasks.auditing import Opinion
 from tasks.ledger import audits, control, endings, notices, sweeping
 from tasks.ledger.database import Database
-from tasks.ledger.events import alert, tell
+from tasks.ledger.events import tell
 from tasks.ledger.notices import GIVE_UP_S, KEPT_S, LEASE_S, RETRY_FIRST_S, RETRY_MOST_S
 from tasks.ledger.sweeping import POISON_CRASHES
 from tasks.notices import Kind, News
@@ -26,7 +26,7 @@ from tasks.tables import Event, Notice
 from tests.support.at_once import at_once
 from tests.support.receiver import Receiver, receiver
 from tests.support.waiting import eventually
-from tests.unit.ledgers import TIMES, Ledger, call_row, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, call_row, outcome
 
 WEBHOOK = "SLACK"
 QUIET_S = 300.0
@@ -77,7 +77,7 @@ def test_a_poison_job_is_told_in_the_commit_that_fails_it(ledger: Ledger) -> Non
     batch_id, me, (job,) = ledger.running(1)
     for _ in range(POISON_CRASHES):
         ledger.wait(TIMES.lease + 1)
-        sweeping.take_back_expired(ledger.db)
+        sweeping.take_back_expired(ledger.db, REGISTRY)
         ledger.beat(me)
         ledger.fill()
         ledger.claim(me)
@@ -195,7 +195,8 @@ def test_each_receiver_has_its_own(ledger: Ledger, hook: Receiver) -> None:
 
 def test_without_a_receiver_nothing_is_kept_for_later(ledger: Ledger, hook: Receiver) -> None:
     """Who is named tomorrow is not told what happened today."""
-    alert(ledger.db, Kind.BROKER, "redis", {})
+    with ledger.db.write() as c:
+        tell(c, ledger.db.now(c), News(Kind.BROKER, "redis"))
     assert notices.make(ledger.db, [], QUIET_S) == 1
     assert notices.make(ledger.db, [WEBHOOK], QUIET_S) == 0
     assert send(ledger, hook) == {}
@@ -227,6 +228,28 @@ def test_a_receiver_that_refuses_is_asked_again_ever_later_and_given_up_after_a_
     ledger.wait(KEPT_S)
     assert notices.prune(ledger.db) == 1 + 4
     assert notices.listed(ledger.db, 10) == []
+
+
+def test_old_news_goes_in_slices(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No transaction deletes more than CHUNK rows, none that is young, waits, or is an alarm of the audit's goes."""
+    monkeypatch.setattr(notices, "CHUNK", 10)
+    happens(ledger, *(f"alarm {n}" for n in range(12)), kind=Kind.AUDIT_ALARM)
+    happens(ledger, *(f"old {n}" for n in range(35)))
+    ledger.wait(KEPT_S + 1)
+    happens(ledger, "young")
+    went: list[int] = []
+    delete = notices._delete
+
+    def deletes(*args: Any) -> int:
+        went.append(delete(*args))
+        return went[-1]
+
+    monkeypatch.setattr(notices, "_delete", deletes)
+    assert notices.prune(ledger.db) == sum(went) == 35
+    assert max(went) <= 10
+    assert [row.kind for row in ledger.all(Event)] == ["audit_alarm"] * 12 + ["backlog"]
+    assert {row.state for row in ledger.all(Notice)} == {"waiting"}
+    assert notices.prune(ledger.db) == 0
 
 
 def test_a_dead_receiver_is_asked_once_however_much_waits_for_it(ledger: Ledger, hook: Receiver) -> None:

@@ -17,7 +17,7 @@ from tasks.states import ANSWERED, TERMINAL, JobState
 from tasks.tables import AT_ONCE, Output
 from tests.support.waiting import eventually
 from tests.unit.databases import ClockedDatabase
-from tests.unit.ledgers import TIMES, Ledger, call_row, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, call_row, outcome
 
 
 def test_a_result_is_one_commit(ledger: Ledger) -> None:
@@ -88,14 +88,14 @@ def test_an_answer_replaces_the_reason_of_the_last_try(ledger: Ledger) -> None:
 
 def _later_claim(ledger: Ledger, job: Claimed) -> None:
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     ledger.fill()
     ledger.claim(ledger.worker("other/gpu"))
 
 
 def _taken_back(ledger: Ledger, job: Claimed) -> None:
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
 
 
 def _given_back(ledger: Ledger, job: Claimed) -> None:

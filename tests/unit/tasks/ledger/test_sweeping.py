@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from tasks.config import parse
 from tasks.ledger import endings, submit, sweeping
 from tasks.ledger.claims import Claimed, Identity
 from tasks.ledger.sweeping import POISON_CRASHES
 from tasks.states import JobState
 from tasks.tables import AT_ONCE, Batch, Job
 from tasks.turns import slice_size
-from tests.unit.ledgers import TIMES, Ledger, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, outcome
 
 
 def crash(ledger: Ledger, me: Identity) -> Identity:
     """The worker dies and is started again; what it held is taken back."""
     new = ledger.worker(me.name, capacity=ledger.workers()[me.name].capacity)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     return new
 
 
@@ -24,9 +26,9 @@ def test_a_lease_holds_until_it_is_over(ledger: Ledger) -> None:
     """A job is taken back when its lease ends, and not before."""
     batch_id, _, (job,) = ledger.running(1)
     ledger.wait(TIMES.lease - 0.1)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 0
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 0
     ledger.wait(0.1)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 1
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 1
     row = ledger.job(job.id)
     assert (row.state, row.due_at, row.lease_until, row.started_at) == ("queued", AT_ONCE, None, None)
     assert (row.attempts, row.crashes, row.crashes_alone) == (0, 1, 1)
@@ -37,17 +39,44 @@ def test_the_call_row_of_a_dead_worker_is_written_for_it(ledger: Ledger) -> None
     """A call that had started is in the telemetry, with its worker, its time and why it ended."""
     _, me, (job,) = ledger.running(1)
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     (call,) = ledger.calls()
     assert (call.job_id, call.fence, call.error_code, call.stale) == (job.id, 1, "worker_died", False)
     assert (f"{call.node}/{call.provider}", call.duration_ms) == (me.name, TIMES.lease * 1000)
+
+
+def test_a_dead_workers_call_says_who_was_considered(ledger: Ledger) -> None:
+    """Every provider and why not it, as the worker would have written it: by class, by tier, by who was asked."""
+    providers = [
+        {"name": "gpu", "kind": "openai", "url": "http://127.0.0.1:9"},
+        {"name": "other", "kind": "openai", "url": "http://127.0.0.1:10"},
+        {"name": "far", "kind": "openai", "url": "https://example.com", "reach": "cloud"},
+        {"name": "coder", "kind": "openai", "url": "http://127.0.0.1:11"},
+    ]
+    serve = [{"provider": name, "model": "m"} for name in ("gpu", "other")]
+    classes = {
+        "small": {"serve": serve},
+        "coder": {"serve": [{"provider": "coder", "model": "m"}]},
+        "cloud": {"serve": [{"provider": "far", "model": "m"}]},
+    }
+    registry = parse(yaml.safe_dump({"providers": providers, "classes": classes}), "a test's")
+    ledger.running(1)
+    ledger.wait(TIMES.lease)
+    sweeping.take_back_expired(ledger.db, registry)
+    (call,) = ledger.calls()
+    assert call.considered == {
+        "gpu": "",
+        "other": "another worker had room first",
+        "far": "it is cloud, and the job is lan_ok",
+        "coder": "the job is for class small, and it serves coder",
+    }
 
 
 def test_a_job_that_only_waited_is_no_suspect(ledger: Ledger) -> None:
     """A worker that dies takes nothing from jobs whose call it had not started."""
     _, _, (job,) = ledger.running(1, started=False)
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     assert (ledger.job(job.id).crashes, ledger.job(job.id).crashes_alone) == (0, 0)
     assert not ledger.calls()
 
@@ -56,7 +85,7 @@ def test_jobs_that_ran_together_are_all_suspects_and_none_alone(ledger: Ledger) 
     """Nobody can say which of several jobs killed the worker."""
     batch_id, _, _ = ledger.running(3)
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     assert [(j.crashes, j.crashes_alone) for j in ledger.jobs(batch_id)] == [(1, 0)] * 3
 
 
@@ -73,7 +102,7 @@ def test_a_worker_of_its_own_makes_a_job_no_less_alone(ledger: Ledger) -> None:
     ledger.fill()
     ledger.claim(me, started=False)
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     assert [j.crashes_alone for j in ledger.jobs(first)] == [1, 1]
     assert [j.crashes for j in ledger.jobs(second)] == [0]
 
@@ -88,9 +117,9 @@ def test_leases_that_end_one_after_another_are_one_crash(ledger: Ledger) -> None
     ledger.wait(8)
     (two,) = ledger.claim(me, slices=[second])
     ledger.wait(TIMES.lease - 8)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 1
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 1
     ledger.wait(8)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 1
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 1
     assert [(j.crashes, j.crashes_alone) for j in map(ledger.job, (one.id, two.id))] == [(1, 0), (1, 0)]
 
 
@@ -99,7 +128,7 @@ def test_chunks_do_not_make_a_job_alone(ledger: Ledger, monkeypatch: pytest.Monk
     monkeypatch.setattr(sweeping, "CHUNK", 2)
     batch_id, _, _ = ledger.running(5)
     ledger.wait(TIMES.lease)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 5
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 5
     assert {(j.crashes, j.crashes_alone) for j in ledger.jobs(batch_id)} == {(1, 0)}
 
 
@@ -247,7 +276,7 @@ def test_a_take_back_meets_a_result_and_one_of_them_wins(ledger: Ledger) -> None
     batch_id, _, held = ledger.running(2)
     ledger.wait(TIMES.lease)
     assert ledger.record(outcome(held[0])) == 0, "nobody else holds it yet: its result counts"
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 1
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 1
     assert ledger.states(batch_id) == {"done": 1, "queued": 1}
 
 
@@ -256,7 +285,7 @@ def test_an_expired_lease_of_a_stopped_batch_is_nothing(ledger: Ledger) -> None:
     batch_id, _, _ = ledger.running(1)
     endings.cancel(ledger.db, batch_id)
     ledger.wait(TIMES.lease)
-    assert sweeping.take_back_expired(ledger.db)["leases"] == 0
+    assert sweeping.take_back_expired(ledger.db, REGISTRY)["leases"] == 0
     assert ledger.states(batch_id) == {JobState.CANCELLED.value: 1}
 
 
@@ -264,6 +293,6 @@ def test_claimed_jobs_are_plain_values(ledger: Ledger) -> None:
     """What a worker holds does not change with the row."""
     _, _, (job,) = ledger.running(1)
     ledger.wait(TIMES.lease)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     assert isinstance(job, Claimed)
     assert job.fence == ledger.job(job.id).fence == 1

@@ -18,7 +18,7 @@ from tasks.privacy import Reach, Tier
 from tasks.routing import Route
 from tasks.settings import Times
 from tasks.states import JobState
-from tests.unit.ledgers import Ledger, outcome
+from tests.unit.ledgers import REGISTRY, Ledger, outcome
 
 CLOUD = """
 providers:
@@ -85,7 +85,7 @@ def test_a_stale_escalation_changes_nothing(ledger: Ledger) -> None:
     """A worker that lost its lease moves no job to the cloud."""
     batch, _, (job,) = ledger.running(1)
     ledger.wait(1_000)
-    sweeping.take_back_expired(ledger.db)
+    sweeping.take_back_expired(ledger.db, REGISTRY)
     assert ledger.record(outcome(job, JobState.QUEUED, escalation="late")) == 1
     assert ledger.jobs(batch)[0].model_class == "small"
 

@@ -14,14 +14,15 @@ from tasks import dispatch
 from tasks.ledger import claims, database, endings, invariants, notices, patience, schema, submit, sweeping, ticks
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database
-from tasks.ledger.events import BROKER, alert
+from tasks.ledger.events import tell
 from tasks.ledger.record import record
+from tasks.notices import Kind, News
 from tasks.privacy import Reach
 from tasks.states import JobState
 from tasks.tables import Job
 from tests.support.postgres import Postgres
 from tests.unit.databases import ClockedDatabase, opened
-from tests.unit.ledgers import TIMES, Ledger, Sender, outcome
+from tests.unit.ledgers import REGISTRY, TIMES, Ledger, Sender, outcome
 
 #: the first release's
 FIRST = "0001"
@@ -46,7 +47,8 @@ def live_in(ledger: Ledger) -> str:
     ledger.fill()
     ledger.submit(2, deadline_s=FAR, needs=[keyed])
     ticks.tick(ledger.db, "sweep", {"leases": 1})
-    alert(ledger.db, BROKER, "redis", {})
+    with ledger.db.write() as c:
+        tell(c, ledger.db.now(c), News(Kind.BROKER, "redis"))
     return keyed
 
 
@@ -56,7 +58,7 @@ def copy(source: Database, place: str, revision: str) -> None:
         schema._make_file(db)
         if db.path is not None:
             schema._set_wal(db)
-        schema._migrate(db, revision)
+        schema.migrate(db, revision)
         with db.write() as c, source.read() as there:
             made = MetaData()
             made.reflect(c)
@@ -108,7 +110,7 @@ def test_a_ledger_of_the_first_release_is_brought_to_this_one(sqlite_db: Clocked
     db = schema.open_ledger(place)
     try:
         assert notices.make(db, ["TEAM"], 0) == 0, "what happened before is no news"
-        assert sweeping.take_back_expired(db)["leases"] == 2
+        assert sweeping.take_back_expired(db, REGISTRY)["leases"] == 2
         run_all(db)
         assert submit.begin(db, name=None, key="k", body_hash="h") == (keyed, False)
         with db.read() as c:
@@ -132,7 +134,7 @@ def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest
             if statement.startswith("ALTER TABLE"):
                 other.execute("SELECT pg_sleep(0.8)")
 
-        schema._migrate(db, FIRST)
+        schema.migrate(db, FIRST)
         other.execute(
             "CREATE FUNCTION slowly() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.8); END'"
         )
@@ -141,7 +143,7 @@ def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest
         )
         event.listen(Engine, "after_cursor_execute", pause)
         try:
-            schema._migrate(db)
+            schema.migrate(db)
         finally:
             event.remove(Engine, "after_cursor_execute", pause)
         assert schema.revision(db) == schema.REVISION
