@@ -81,10 +81,9 @@ class Callers:
         return caller
 
     def check_room(self, caller: Caller) -> None:
-        """Raise ApiError where the caller has as many unfinished jobs as it may have."""
-        if caller.most_queued is not None and api_batches.unfinished(self._pool.db, caller.owner) >= caller.most_queued:
-            words = f"This key has {caller.most_queued} unfinished jobs, as many as it may have."
-            raise ApiError(429, words, code="queue_limit", headers={"retry-after": "30"})
+        """Raise QueueFull where the caller has as many unfinished jobs as it may have, before its new ones are read."""
+        if caller.most_queued is not None:
+            api_batches.check_room(self._pool.db, caller.owner, caller.most_queued)
 
     def _is_open(self) -> bool:
         if self._operators is not None:

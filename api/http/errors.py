@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from tasks.errors import ConfigError, Conflict, NotFound, OffloadError, UsageError
+from tasks.errors import ConfigError, Conflict, NotFound, OffloadError, QueueFull, UsageError
 
 #: HTTP status -> OpenAI's type of error, and Anthropic's
 TYPES = {
@@ -36,6 +36,8 @@ TYPES = {
 }
 #: seconds after which a client should ask again while the ledger is away
 AWAY_S = 2
+#: likewise, while its key has as many unfinished jobs as it may have
+FULL_S = 30
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +122,9 @@ def _ours(request: Request, error: OffloadError) -> JSONResponse:
             return reply(request, ApiError(404, str(error), code="not_found"))
         case Conflict():
             return reply(request, ApiError(409, str(error), code="conflict"))
+        case QueueFull():
+            wait = {"retry-after": str(FULL_S)}
+            return reply(request, ApiError(429, str(error), code="queue_limit", headers=wait))
         case ConfigError():  # its words name files of this machine
             pass
         case UsageError():

@@ -78,7 +78,7 @@ async def create(
     x_offload_app: Annotated[str | None, Header(max_length=64)] = None,
 ) -> dict[str, Any]:
     """Start a fan-out: all of its jobs are submitted, or none."""
-    request.app.state.callers.check_room(caller)
+    await asyncio.to_thread(request.app.state.callers.check_room, caller)
     pool: Pool = request.app.state.pool
     faults: list[LineFault] = []
 

@@ -70,7 +70,7 @@ async def submit_jobs(
         key=f"{caller.owner}:{idempotency_key}" if idempotency_key else None,
         priority=priority,
         deadline=deadline_s,
-        beside=lambda c, batch_id: api_batches.own_in(c, batch_id, caller.owner, JOBS),
+        beside=lambda c, batch_id: api_batches.enter_in(c, batch_id, caller.owner, JOBS),
         on_fault=lambda fault: faults.append(fault) if len(faults) < MOST_FAULTS else None,
     )
     pool = _pool(request)
@@ -175,9 +175,10 @@ def resume(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]
 def retry(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]:
     """Submit the lines that were not done again, as a batch of their own."""
     _batch(request, caller, batch_id)
+    request.app.state.callers.check_room(caller)
     pool = _pool(request)
     mine = caller.owner
-    again = control.retry(pool, batch_id, (), None, None, lambda c, again: api_batches.own_in(c, again, mine, JOBS))
+    again = control.retry(pool, batch_id, (), None, None, lambda c, again: api_batches.enter_in(c, again, mine, JOBS))
     with suppress(BrokerDown, SQLAlchemyError):
         pool.dispatch()
     return _shown(_batch(request, caller, again))

@@ -98,8 +98,7 @@ def test_submits_of_one_key_make_one_batch(ledger: Ledger) -> None:
     def run() -> str:
         batch_id, fresh = submit.begin(ledger.db, name=None, key="k", body_hash="h")
         if fresh:
-            submit.add(ledger.db, batch_id, new_jobs(7))
-            submit.open_batch(ledger.db, batch_id)
+            submit.open_batch(ledger.db, batch_id, submit.add(ledger.db, batch_id, new_jobs(7)))
         return batch_id
 
     assert len(set(at_once(*[run] * 4))) == 1
@@ -116,16 +115,19 @@ def of_templates(names: list[str], n: int) -> list[NewJob]:
     ]
 
 
-def test_submits_make_the_same_strata(ledger: Ledger) -> None:
+def test_submits_make_the_same_strata(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order they come to them, exactly the first of each stratum are always audited."""
     names = ["a", "b", "c", "d"]
+    monkeypatch.setattr(submit, "COMMIT_JOBS", 9)  # one template a commit
 
     def run(seed: int) -> None:
         batch_id, _ = submit.begin(ledger.db, name=None)
-        for name in random.Random(seed).sample(names, 4):
-            lines = [replace(j, line=j.line + 100 * names.index(name)) for j in of_templates([name], 9)]
-            submit.add(ledger.db, batch_id, lines)
-        submit.open_batch(ledger.db, batch_id)
+        lines = [
+            replace(j, line=j.line + 100 * names.index(name))
+            for name in random.Random(seed).sample(names, 4)
+            for j in of_templates([name], 9)
+        ]
+        submit.open_batch(ledger.db, batch_id, submit.add(ledger.db, batch_id, lines))
 
     at_once(*(partial(run, seed) for seed in range(4)))
     assert sorted(s.template for s in ledger.all(Stratum)) == names
