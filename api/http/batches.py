@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
 from api.http.files import chunks, lines, listed
+from api.http.key_first import KeyFirst
 from api.use_cases import openai_texts as texts
 from api.use_cases import openai_views as views
 from api.use_cases.batch_checks import ENDPOINTS
@@ -24,7 +25,7 @@ from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.lines import App
 from tasks.states import BatchState
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=KeyFirst)
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
 from api.http.files import chunks
+from api.http.key_first import KeyFirst
 from api.use_cases import fan_views, fanning
 from api.use_cases.pool import Pool
 from tasks.errors import BrokerDown, InputError, LineFault, NotFound
@@ -28,7 +29,7 @@ from tasks.lines import TouchedPath
 from tasks.privacy import Tier
 from tasks.routing import Said
 
-router = APIRouter(tags=["fan-outs"])
+router = APIRouter(tags=["fan-outs"], route_class=KeyFirst)
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
+from api.http.key_first import KeyFirst
 from api.use_cases import openai_views as views
 from api.use_cases import uploads
 from api.use_cases.pool import Pool
@@ -18,7 +19,7 @@ from tasks.ledger.api_batches import Seen
 from tasks.ledger.api_keys import Scope
 from tasks.states import ANSWERED
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=KeyFirst)
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]

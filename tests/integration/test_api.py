@@ -281,6 +281,23 @@ def test_a_body_that_is_too_large(api: Api, keys: dict[str, str]) -> None:
     assert unsaid.status_code == 413
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/fan-outs", "/jobs", "/v1/messages/batches"])
+def test_a_body_of_a_stranger(api: Api, keys: dict[str, str], path: str) -> None:
+    """Who may not send a body is told so while it still comes."""
+    form = "multipart/form-data; boundary=x" if path == "/v1/files" else "application/json"
+    for key, status in (("nonsense", b"401"), (keys["reader"], b"403")):
+        with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sending:
+            head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-type: {form}\r\n"
+            sending.sendall(f"{head}content-length: {10 << 20}\r\n\r\n".encode() + b"x" * 1000)
+            assert sending.recv(100).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_strangers_upload(api: Api, keys: dict[str, str]) -> None:
+    """OpenAI's own client understands that its key is wrong, however much it had to send."""
+    with api.client("nonsense") as client, pytest.raises(openai.AuthenticationError):
+        client.files.create(file=("a.jsonl", b" " * (32 << 20)), purpose="batch")
+
+
 def test_a_body_that_never_comes(api: Api, keys: dict[str, str]) -> None:
     """A client that stops in the middle of its body holds nobody up."""
     with socket.create_connection(("127.0.0.1", api.port)) as slow:
