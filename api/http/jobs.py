@@ -6,7 +6,6 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -106,13 +105,13 @@ def results(
     limit: Annotated[int | None, Query(ge=1, le=MOST_LINES)] = None,
     state: Literal["done", "escalated", "failed", "refused", "cancelled", "expired"] | None = None,
 ) -> StreamingResponse:
-    """The result lines there are so far, as `offload results` prints them. offset: lines that are left out."""
+    """The result lines there are so far, in the order in which they were recorded, which only grows.
+
+    offset: lines that are left out; as many as were read before, to go on from there.
+    """
     _batch(request, caller, batch_id)
-    found = reading.results(_pool(request).db, batch_id, state)
-    return StreamingResponse(
-        chunks(_with_ends(islice(found, offset, None if limit is None else offset + limit))),
-        media_type="application/jsonl",
-    )
+    found = reading.recorded(_pool(request).db, batch_id, state, offset, limit)
+    return StreamingResponse(chunks(_with_ends(found)), media_type="application/jsonl")
 
 
 def _with_ends(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -83,6 +83,10 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def result_ids(api: Api, path: str, asked: str = "") -> list[str]:
+    return [json.loads(line)["id"] for line in api.ask("GET", f"{path}/results{asked}").text.splitlines()]
+
+
 def test_jobs_without_keys(open_api: Api) -> None:
     """Lines are submitted, watched event by event, and read from where one likes; all on an API that is still open."""
     made = open_api.ask("POST", "/jobs?name=mine&priority=3", content=jsonl(LINES)).json()
@@ -92,8 +96,26 @@ def test_jobs_without_keys(open_api: Api) -> None:
     assert (told[-1]["state"], told[-1]["done"]) == ("finished", 5)
     shown = open_api.ask("GET", path).json()
     assert (shown["name"], shown["priority"], shown["total"]) == ("mine", 3, 5)
-    lines = open_api.ask("GET", f"{path}/results?offset=1&limit=3").text.splitlines()
-    assert [json.loads(line)["id"] for line in lines] == ["line-1", "line-2", "line-3"]
+    whole = result_ids(open_api, path)
+    assert sorted(whole) == [line["id"] for line in LINES]
+    assert result_ids(open_api, path, "?offset=1&limit=3") == whole[1:4]
+
+
+def test_a_running_batch_is_read_in_pieces(open_api: Api) -> None:
+    """Read on from the number of lines read so far, a batch that runs gives every line once and none twice."""
+    slow = [{"id": f"line-{i}", "category": "summarize", "prompt": f"{i} [[sim:delay={i * 7 % 3}]]"} for i in range(60)]
+    path = f"/batches/{open_api.ask('POST', '/jobs', content=jsonl(slow)).json()['id']}"
+    found: list[str] = []
+
+    def read_on() -> bool:
+        is_over = open_api.ask("GET", path).json()["state"] == "finished"
+        more = result_ids(open_api, path, f"?offset={len(found)}&limit=7")
+        found.extend(more)
+        return is_over and not more
+
+    eventually(read_on, "it is read to its end", 60)
+    assert found == result_ids(open_api, path)
+    assert sorted(found) == sorted(line["id"] for line in slow)
 
 
 def test_metrics(open_api: Api) -> None:

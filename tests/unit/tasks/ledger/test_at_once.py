@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -18,7 +19,7 @@ from tasks.auditing import Opinion
 from tasks.errors import Busy
 from tasks.ledger import audits, claims, control, endings, submit, sweeping, usage
 from tasks.ledger.claims import Claimed, Identity
-from tasks.ledger.database import BROKEN_OFF
+from tasks.ledger.database import BROKEN_OFF, Database
 from tasks.ledger.record import record
 from tasks.privacy import Reach
 from tasks.providers import Provider
@@ -283,6 +284,21 @@ def errors(ledger: Ledger) -> list[str]:
         lambda context: seen.append(getattr(context.original_exception, "sqlstate", None) or "none"),
     )
     return seen
+
+
+def test_a_commit_that_comes_late_is_waited_for(ledger: Ledger) -> None:
+    """While a transaction is under way nothing later than its beginning is settled; then all that was written is."""
+    db = Database(ledger.db.engine.url.render_as_string(hide_password=False))
+    with contextlib.closing(db):
+        with db.write() as late:
+            written_at = db.now(late)
+            with db.read() as c:
+                held_back = db.settled(c)
+        with db.read() as c:
+            then = db.settled(c)
+    assert held_back is not None
+    assert then is not None
+    assert held_back <= written_at < then
 
 
 Operation = Callable[[Ledger, Identity, list[Claimed]], object]
