@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -77,7 +78,8 @@ async def submit_jobs(
         async for part in request.stream():
             spool.write(part)
         try:
-            done = await asyncio.to_thread(submit, pool, spool, asked)  # type: ignore[arg-type]
+            load = partial(submit, pool, spool, asked)  # type: ignore[arg-type]
+            done = await asyncio.get_running_loop().run_in_executor(request.app.state.submits, load)
         except InputError as error:
             raise ApiError(400, "\n".join(map(str, [*faults, *error.faults])), code="invalid_lines") from None
     with suppress(BrokerDown, SQLAlchemyError):  # they are promised; beat sends them later

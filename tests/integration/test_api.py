@@ -6,8 +6,10 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import update
@@ -27,6 +29,8 @@ else:
 
 #: requests of each kind that are made up
 STRANGE = 10
+#: submits at once, more than an event loop has threads of its own
+MANY = 40
 LINES = [{"id": f"line-{i}", "category": "summarize", "prompt": f"Note {i}."} for i in range(5)]
 
 
@@ -301,6 +305,27 @@ def test_a_body_that_is_too_large(api: Api, keys: dict[str, str]) -> None:
 
     unsaid = api.ask("POST", "/v1/chat/completions", headers=headers, content=endless())
     assert unsaid.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/v1/files/%00", "/batches/%00/results", "/v1/batches?after=%00"])
+def test_nul_characters(api: Api, keys: dict[str, str], path: str) -> None:
+    """No id has a NUL character, which PostgreSQL cannot even look for."""
+    assert api.ask("GET", path, headers=bearer(keys["one"])).status_code == 400
+
+
+def test_long_submits_hold_nobody_else_up(api: Api, keys: dict[str, str], pool: TestPool) -> None:
+    """While many submits wait for the ledger's write lock, what only reads is answered at once."""
+    mine = bearer(keys["one"])
+    batch = api.ask("POST", "/jobs", content=jsonl(LINES), headers=mine).json()["id"]
+    pool.finished(batch)
+    with ThreadPoolExecutor(MANY) as threads:
+        with pool.db.write():
+            asked = [threads.submit(api.ask, "POST", "/jobs", content=jsonl(LINES), headers=mine) for _ in range(MANY)]
+            for _ in range(3):
+                told = httpx.get(f"{api.url}/batches/{batch}/events", headers=mine, timeout=5).text
+                assert '"state":"finished"' in told
+            assert not any(one.done() for one in asked)
+        assert {one.result().status_code for one in asked} == {200}
 
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/fan-outs", "/jobs", "/v1/messages/batches"])
