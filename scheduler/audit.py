@@ -51,8 +51,7 @@ def _ask(db: Database, registry: Registry, waiting: list[Audited]) -> int:
         db, name="audit", priority=PRIORITY, key=f"audit of {questions[0].line_id}", kind="audit"
     )
     if new:
-        submit.add(db, batch_id, questions, PRIORITY)
-        submit.open_batch(db, batch_id)
+        submit.open_batch(db, batch_id, submit.add(db, batch_id, questions, PRIORITY))
     return audits.asked(db, batch_id)
 
 

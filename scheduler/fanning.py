@@ -113,8 +113,8 @@ def _submit(db: Database, row: Row[Any], step: Step, merges: Iterator[NewJob]) -
     if not new:
         return False
     try:
-        submit.add(db, batch_id, merges, row.priority)
-        submit.open_batch(db, batch_id, lambda c: _promise(c, row, batch_id, step))
+        added = submit.add(db, batch_id, merges, row.priority)
+        submit.open_batch(db, batch_id, added, lambda c: _promise(c, row, batch_id, step))
     except BaseException as error:
         with suppress(SQLAlchemyError):
             submit.drop_loading(db, batch_id)

@@ -4,12 +4,14 @@
     ├── UsageError                   2    bad input or configuration; the person can mend it
     │   ├── ConfigError              2    offload.yaml, an OFFLOAD_ variable
     │   ├── InputError               2    faults in job lines, all of them at once
-    │   └── Conflict                 2    the same idempotency key for something else
+    │   ├── Conflict                 2    the same idempotency key for something else
+    │   └── QueueFull                2    a key of the API would have more unfinished jobs than it may
     ├── NotFound                     5    no such batch
     ├── NotInTime                    4    --timeout passed; the work goes on
     ├── PoolError                    1    the pool itself: already running, no Redis server, …
     │   ├── OtherTables              1    the ledger's tables are another version's
     │   ├── StaleWorker              1    this process no longer owns its name
+    │   ├── GivenUp                  1    a submit that was silent for too long, and maybe begun by another
     │   └── BrokerDown               1    Redis does not answer; the jobs wait in the ledger
     └── CallError                         how one call to a model server went wrong
         ├── Busy                          429, 503: the server lives; wait, no attempt is burned
@@ -49,6 +51,10 @@ class ConfigError(UsageError):
 
 class Conflict(UsageError):
     """The same idempotency key was used for something else: other lines, or more urgent ones, say."""
+
+
+class QueueFull(UsageError):
+    """A key of the API has as many unfinished jobs as it may have, or would have more with these."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,10 @@ class OtherTables(PoolError):
 
 class StaleWorker(PoolError):
     """Another process has taken this worker's name."""
+
+
+class GivenUp(PoolError):
+    """This submit was silent for so long that it was given up; another may have begun it again."""
 
 
 class BrokerDown(PoolError):

@@ -4,7 +4,8 @@ app.py        puts it together
 serving.py    `offload api`: where it listens, and what it refuses to
 errors.py     every error in OpenAI's shape (or Anthropic's, below /v1/messages), with a request id
 limits.py     bodies that are too large, clients that are too slow
-callers.py    who asks: keys, scopes, requests a minute
+callers.py    who asks: keys, scopes, requests a minute; key_first.py asks before a body is read
+bodies.py     what JSON bodies have in common
 files.py      /v1/files
 batches.py    /v1/batches
 direct.py     /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,8 @@ from workers.direct import Direct
 
 #: seconds between two signs of life
 SIGN_S = 1.0
+#: submits that are loaded at once; the others wait, and nothing else waits with them
+SUBMITS = 4
 #: files and batches whose unchanging figures are remembered
 REMEMBERED = 1_000
 
@@ -66,6 +69,7 @@ def create_app(pool: Pool) -> FastAPI:
         yield
         living.cancel()
         await app.state.direct.aclose()
+        app.state.submits.shutdown(wait=False, cancel_futures=True)
         for thread in threads:
             thread.stop()
         app.state.metrics.close()
@@ -76,6 +80,7 @@ def create_app(pool: Pool) -> FastAPI:
     app.state.validator = Validator(pool)
     app.state.telling = Telling(pool)
     app.state.metrics = service.Metrics(pool)
+    app.state.submits = ThreadPoolExecutor(SUBMITS, "submit")
     app.state.sizes = Remembered[int]()
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
+from api.http.bodies import Body
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
 from api.http.files import chunks, lines, listed
+from api.http.key_first import KeyFirst
 from api.use_cases import openai_texts as texts
 from api.use_cases import openai_views as views
 from api.use_cases.batch_checks import ENDPOINTS
@@ -24,7 +26,7 @@ from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.lines import App
 from tasks.states import BatchState
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=KeyFirst)
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
@@ -32,19 +34,17 @@ Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
 MOST_PAIRS = 16
 
 
-class OutputExpiresAfter(BaseModel):
+class OutputExpiresAfter(Body):
     """When the files of results may go. They are views of the ledger, and stay at least as long."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3_600, le=2_592_000)
 
 
-class NewBatch(BaseModel):
+class NewBatch(Body):
     """What a batch is made of."""
 
-    model_config = ConfigDict(hide_input_in_errors=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
     input_file_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     endpoint: str

@@ -90,10 +90,9 @@ class Callers:
         return caller
 
     def check_room(self, caller: Caller) -> None:
-        """Raise ApiError where the caller has as many unfinished jobs as it may have."""
-        if caller.most_queued is not None and api_batches.unfinished(self._pool.db, caller.owner) >= caller.most_queued:
-            words = f"This key has {caller.most_queued} unfinished jobs, as many as it may have."
-            raise ApiError(429, words, code="queue_limit", headers={"retry-after": "30"})
+        """Raise QueueFull where the caller has as many unfinished jobs as it may have, before its new ones are read."""
+        if caller.most_queued is not None:
+            api_batches.check_room(self._pool.db, caller.owner, caller.most_queued)
 
     def _remembers_open(self) -> bool | None:
         """Whether no key is needed; None where it must be looked up."""
@@ -171,7 +170,8 @@ def needs(scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the caller, who must have this scope."""
 
     async def caller(request: Request) -> Caller:
-        found: Caller = await request.app.state.callers.of(request)
+        known: Caller | None = getattr(request.state, "caller", None)  # see KeyFirst; one request counts once
+        found: Caller = known or await request.app.state.callers.of(request)
         if scope not in found.scopes and Scope.ADMIN not in found.scopes:
             raise ApiError(403, f"This key may not do that: it needs the scope {scope}.", code="missing_scope")
         return found

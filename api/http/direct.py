@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette import types as asgi
 
 from api.http import answers
 from api.http.callers import Caller, needs
@@ -45,6 +46,7 @@ CODES = {
 }
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @router.post("/chat/completions")
@@ -111,12 +113,17 @@ async def body_of(request: Request) -> tuple[dict[str, Any], int]:
     """The body, and its size in bytes; raises ApiError for what is no JSON object."""
     raw = await request.body()
     try:
-        body = orjson.loads(raw)
+        body = await off_loop(len(raw), orjson.loads, raw)
     except orjson.JSONDecodeError:
         raise ApiError(400, "The body is not JSON.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_type")
     return body, len(raw)
+
+
+async def off_loop(size: int, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """What the work on a body of this size comes to: on another thread where it is LARGE."""
+    return await asyncio.to_thread(work, *given, **named) if size > LARGE else work(*given, **named)
 
 
 async def judged(request: Request, caller: Caller, path: str, body: dict[str, Any], size: int) -> direct.Request:
@@ -132,8 +139,8 @@ async def judged(request: Request, caller: Caller, path: str, body: dict[str, An
 async def checked(request: Request, caller: Caller, path: str, body: dict[str, Any], size: int) -> direct.Request:
     """The same, whether it may be sent anywhere or not."""
     app = request.headers.get("x-offload-app")
-    given = (path, body, request.app.state.pool, caller.said(app=app if app and len(app) <= 64 else None))
-    found = await asyncio.to_thread(direct.read, *given) if size > LARGE else direct.read(*given)
+    said = caller.said(app=app if app and len(app) <= 64 else None)
+    found = await off_loop(size, direct.read, path, body, request.app.state.pool, said)
     if isinstance(found, list):
         raise _fault(found[0])
     return found
@@ -216,11 +223,21 @@ async def _streamed(request: Request, asked: direct.Request, path: str) -> Respo
         elif pieces.given is not None:
             yield stream.last(pieces.given.reply)
 
-    return StreamingResponse(
-        events(),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-cache", "x-offload-provider": pieces.provider, **decided(asked)},
-    )
+    return Streamed(pieces, events(), {"x-offload-provider": pieces.provider, **decided(asked)})
+
+
+class Streamed(StreamingResponse):
+    """Events made of an answer's pieces; the call is closed with it, and if the client was gone before the first."""
+
+    def __init__(self, pieces: Pieces, events: AsyncIterator[bytes], named: Mapping[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache", **named})
+        self._pieces = pieces
+
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pieces.aclose()
 
 
 class Pieces:
@@ -259,9 +276,13 @@ class Pieces:
                 delta = await self._queue.get()
         finally:
             alive.cancel()
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the call, if it still runs."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
 
     async def _alive(self) -> None:
         while self._alive_s is not None:

@@ -12,10 +12,11 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 
-from tasks.errors import ConfigError, Conflict, NotFound, OffloadError, UsageError
+from tasks.errors import ConfigError, Conflict, NotFound, OffloadError, QueueFull, UsageError
 
 #: HTTP status -> OpenAI's type of error, and Anthropic's
 TYPES = {
@@ -36,6 +37,8 @@ TYPES = {
 }
 #: seconds after which a client should ask again while the ledger is away
 AWAY_S = 2
+#: likewise, while its key has as many unfinished jobs as it may have
+FULL_S = 30
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +96,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(OffloadError, _ours)  # type: ignore[arg-type]
-    app.add_exception_handler(DBAPIError, _away)  # type: ignore[arg-type]
+    app.add_exception_handler(DataError, _unkeepable)
+    for error in (DBAPIError, NoConnection):
+        app.add_exception_handler(error, _away)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -120,6 +125,9 @@ def _ours(request: Request, error: OffloadError) -> JSONResponse:
             return reply(request, ApiError(404, str(error), code="not_found"))
         case Conflict():
             return reply(request, ApiError(409, str(error), code="conflict"))
+        case QueueFull():
+            wait = {"retry-after": str(FULL_S)}
+            return reply(request, ApiError(429, str(error), code="queue_limit", headers=wait))
         case ConfigError():  # its words name files of this machine
             pass
         case UsageError():
@@ -128,7 +136,11 @@ def _ours(request: Request, error: OffloadError) -> JSONResponse:
     return reply(request, ApiError(503, "The pool cannot do this now.", headers={"retry-after": str(AWAY_S)}))
 
 
-def _away(request: Request, error: DBAPIError) -> JSONResponse:
+def _unkeepable(request: Request, error: Exception) -> JSONResponse:
+    return reply(request, ApiError(400, "The request holds a character or a number that cannot be kept."))
+
+
+def _away(request: Request, error: Exception) -> JSONResponse:
     log.error("a request failed", error=type(error).__name__)
     return reply(request, ApiError(503, "The ledger does not answer.", headers={"retry-after": str(AWAY_S)}))
 

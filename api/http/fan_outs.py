@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.http.bodies import Body
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
 from api.http.files import chunks
+from api.http.key_first import KeyFirst
 from api.use_cases import fan_views, fanning
 from api.use_cases.pool import Pool
 from tasks.errors import BrokerDown, InputError, LineFault, NotFound
@@ -28,7 +30,7 @@ from tasks.lines import TouchedPath
 from tasks.privacy import Tier
 from tasks.routing import Said
 
-router = APIRouter(tags=["fan-outs"])
+router = APIRouter(tags=["fan-outs"], route_class=KeyFirst)
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
@@ -41,13 +43,13 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
 
-class FanOutBody(BaseModel):
+class FanOutBody(Body):
     """What to fan out: inputs and what each is asked, or agents and what all of them are asked.
 
     An input's keys are its placeholders: `path` is what it touches, `content` may be cut into pieces.
     """
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid")
 
     inputs: Annotated[list[dict[str, str]], Field(min_length=1, max_length=100_000)] | None = None
     each: Text | None = None
@@ -78,7 +80,7 @@ async def create(
     x_offload_app: Annotated[str | None, Header(max_length=64)] = None,
 ) -> dict[str, Any]:
     """Start a fan-out: all of its jobs are submitted, or none."""
-    request.app.state.callers.check_room(caller)
+    await asyncio.to_thread(request.app.state.callers.check_room, caller)
     pool: Pool = request.app.state.pool
     faults: list[LineFault] = []
 
@@ -88,7 +90,7 @@ async def create(
         return fanning.start(pool, wanted, lambda f: faults.append(f) if len(faults) < MOST_FAULTS else None)
 
     try:
-        started = await asyncio.to_thread(start)
+        started = await asyncio.get_running_loop().run_in_executor(request.app.state.submits, start)
     except InputError as error:
         raise ApiError(400, "\n".join(map(str, [*faults, *error.faults])), code="invalid_inputs") from None
     with suppress(BrokerDown, SQLAlchemyError):  # beat sends them later

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
+from api.http.key_first import KeyFirst
 from api.use_cases import openai_views as views
 from api.use_cases import uploads
 from api.use_cases.pool import Pool
@@ -18,7 +19,7 @@ from tasks.ledger.api_batches import Seen
 from tasks.ledger.api_keys import Scope
 from tasks.states import ANSWERED
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=KeyFirst)
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
@@ -58,24 +59,29 @@ def list_files(
 ) -> dict[str, Any]:
     """The files there are."""
     found = list(_listed(request, caller, purpose))
-    found.sort(key=lambda file: (file["created_at"], file["id"]), reverse=order == "desc")
+    found.sort(key=lambda one: (one[0]["created_at"], one[0]["id"]), reverse=order == "desc")
     if after is not None:
-        at = next((i for i, file in enumerate(found) if file["id"] == after), None)
+        at = next((i for i, (file, _) in enumerate(found) if file["id"] == after), None)
         if at is None:
             raise ApiError(400, "after names no file of this list.", code="invalid_value", param="after")
         found = found[at + 1 :]
-    return listed(found, limit)
+    for file, seen in found[:limit]:
+        if seen is not None:
+            file["bytes"] = _size(request, seen, file["id"])
+    return listed([file for file, _ in found], limit)
 
 
-def _listed(request: Request, caller: Caller, purpose: str | None) -> Iterator[dict[str, Any]]:
+def _listed(request: Request, caller: Caller, purpose: str | None) -> Iterator[tuple[dict[str, Any], Seen | None]]:
+    """Every file, and the batch of one that is a view: its size is not counted yet."""
     pool = _pool(request)
     if purpose in (None, "batch"):
-        yield from map(views.file_object, api_batches.list_files(pool.db, caller.whose))
+        for row in api_batches.list_files(pool.db, caller.whose):
+            yield views.file_object(row), None
     if purpose in (None, "batch_output"):
         for seen in api_batches.page(pool.db, caller.whose, None, MOST_LISTED) or ():
             shown = views.batch_object(seen)
             for file_id in filter(None, (shown["output_file_id"], shown["error_file_id"])):
-                yield views.result_file(file_id, seen, _size(request, seen, file_id))
+                yield views.result_file(file_id, seen, 0), seen
 
 
 @router.get("/{file_id}")

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from itertools import islice
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -70,7 +70,7 @@ async def submit_jobs(
         key=f"{caller.owner}:{idempotency_key}" if idempotency_key else None,
         priority=priority,
         deadline=deadline_s,
-        beside=lambda c, batch_id: api_batches.own_in(c, batch_id, caller.owner, JOBS),
+        beside=lambda c, batch_id: api_batches.enter_in(c, batch_id, caller.owner, JOBS),
         on_fault=lambda fault: faults.append(fault) if len(faults) < MOST_FAULTS else None,
     )
     pool = _pool(request)
@@ -78,7 +78,8 @@ async def submit_jobs(
         async for part in request.stream():
             spool.write(part)
         try:
-            done = await asyncio.to_thread(submit, pool, spool, asked)  # type: ignore[arg-type]
+            load = partial(submit, pool, spool, asked)  # type: ignore[arg-type]
+            done = await asyncio.get_running_loop().run_in_executor(request.app.state.submits, load)
         except InputError as error:
             raise ApiError(400, "\n".join(map(str, [*faults, *error.faults])), code="invalid_lines") from None
     with suppress(BrokerDown, SQLAlchemyError):  # they are promised; beat sends them later
@@ -106,13 +107,13 @@ def results(
     limit: Annotated[int | None, Query(ge=1, le=MOST_LINES)] = None,
     state: Literal["done", "escalated", "failed", "refused", "cancelled", "expired"] | None = None,
 ) -> StreamingResponse:
-    """The result lines there are so far, as `offload results` prints them. offset: lines that are left out."""
+    """The result lines there are so far, in the order in which they were recorded, which only grows.
+
+    offset: lines that are left out; as many as were read before, to go on from there.
+    """
     _batch(request, caller, batch_id)
-    found = reading.results(_pool(request).db, batch_id, state)
-    return StreamingResponse(
-        chunks(_with_ends(islice(found, offset, None if limit is None else offset + limit))),
-        media_type="application/jsonl",
-    )
+    found = reading.recorded(_pool(request).db, batch_id, state, offset, limit)
+    return StreamingResponse(chunks(_with_ends(found)), media_type="application/jsonl")
 
 
 def _with_ends(lines: Iterator[bytes]) -> Iterator[bytes]:
@@ -175,9 +176,10 @@ def resume(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]
 def retry(request: Request, caller: Submitter, batch_id: str) -> dict[str, Any]:
     """Submit the lines that were not done again, as a batch of their own."""
     _batch(request, caller, batch_id)
+    request.app.state.callers.check_room(caller)
     pool = _pool(request)
     mine = caller.owner
-    again = control.retry(pool, batch_id, (), None, None, lambda c, again: api_batches.own_in(c, again, mine, JOBS))
+    again = control.retry(pool, batch_id, (), None, None, lambda c, again: api_batches.enter_in(c, again, mine, JOBS))
     with suppress(BrokerDown, SQLAlchemyError):
         pool.dispatch()
     return _shown(_batch(request, caller, again))

@@ -45,11 +45,18 @@ class Limits:
             await send(message)
 
         try:
+            _check_address(scope)
             body.check_length(scope)
             await self._app(scope, body.receive, answer)
         except _Refused as refused:
             if not began:
                 await reply(Request(scope), refused.error)(scope, receive, answer)
+
+
+def _check_address(scope: Scope) -> None:
+    """Refuse an address with a NUL character, which no id has and PostgreSQL cannot keep."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        raise _Refused(ApiError(400, "The address holds a NUL character."))
 
 
 class _Refused(BaseException):

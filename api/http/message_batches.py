@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -42,7 +43,8 @@ async def create(
     with tempfile.TemporaryFile() as spool:
         async for part in request.stream():
             spool.write(part)
-        batch_id = await asyncio.to_thread(message_batches.submit, _pool(request), spool, caller.owner, said, key)
+        load = partial(message_batches.submit, _pool(request), spool, caller.owner, said, key)
+        batch_id = await asyncio.get_running_loop().run_in_executor(request.app.state.submits, load)
     return await asyncio.to_thread(retrieve, request, caller, views.shown_id(batch_id))
 
 

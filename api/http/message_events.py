@@ -32,7 +32,7 @@ class Events:
     def first(self) -> bytes:
         """The beginning."""
         counts = views.usage(self._tokens_in, 0)
-        return _event("message_start", message=views.message(new_id(), self._model, [], None, counts)) + PING
+        return _event("message_start", message=views.message(new_id(), self._model, [], views.NOT_YET, counts)) + PING
 
     def piece(self, delta: Delta) -> bytes:
         """A piece of the answer; one of nothing is a sign of life. Raises BadOutput for calls that are mixed up."""
@@ -49,8 +49,8 @@ class Events:
     def last(self, reply: Reply) -> bytes:
         """Why it ended, the counts, and the end."""
         counts = views.usage(reply.tokens_in, reply.tokens_out, reply.tokens_thinking)
-        stop = {"stop_reason": views.stop_reason(reply), "stop_sequence": None}
-        return self._closed() + _event("message_delta", delta=stop, usage=counts) + _event("message_stop")
+        told = _event("message_delta", delta=views.stopped(reply), usage=counts)
+        return self._closed() + told + _event("message_stop")
 
     def _call(self, call: dict[str, Any]) -> bytes:
         function, index = call.get("function") or {}, call["index"]

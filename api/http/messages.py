@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from api.http import answers
 from api.http import direct as ways
@@ -42,10 +42,10 @@ async def create(request: Request, caller: Submitter) -> Response:
     """A message, streamed or not."""
     with _their_words():
         body, size = await ways.body_of(request)
-        chat = bodies.chat(body, _pool(request).registry)
+        chat = await ways.off_loop(size, bodies.chat, body, _pool(request).registry)
         asked = await ways.judged(request, caller, CHAT, chat, size)
         if asked.stream:
-            return await _streamed(request, asked, _tokens(chat))
+            return await _streamed(request, asked, await ways.off_loop(size, _tokens, chat))
         given = await ways.unless_gone(request, ways.run(request, asked))
     if given is None:
         return Response(status_code=ways.GONE)
@@ -55,7 +55,7 @@ async def create(request: Request, caller: Submitter) -> Response:
         raise ways.failed(error) from None
     reply = given.reply
     counts = views.usage(reply.tokens_in, reply.tokens_out, reply.tokens_thinking)
-    found = views.message(new_id(), reply.model, blocks, views.stop_reason(reply), counts)
+    found = views.message(new_id(), reply.model, blocks, views.stopped(reply), counts)
     return Response(orjson.dumps(found), media_type="application/json", headers=ways.headers(asked, given))
 
 
@@ -67,9 +67,9 @@ async def count_tokens(request: Request, caller: Submitter) -> dict[str, int]:
     The body is checked as if it were sent; nothing is sent anywhere.
     """
     body, size = await ways.body_of(request)
-    chat = bodies.chat(body, _pool(request).registry, limited=False)
+    chat = await ways.off_loop(size, bodies.chat, body, _pool(request).registry, limited=False)
     await ways.checked(request, caller, CHAT, chat, size)
-    return {"input_tokens": _tokens(chat)}
+    return {"input_tokens": await ways.off_loop(size, _tokens, chat)}
 
 
 def _tokens(chat: dict[str, Any]) -> int:
@@ -110,7 +110,7 @@ async def _streamed(request: Request, asked: direct.Request, tokens_in: int) -> 
             yield events.last(pieces.given.reply)
 
     named = {"x-offload-provider": pieces.provider, "x-offload-model": ways.plain(model), **ways.decided(asked)}
-    return StreamingResponse(told(), media_type="text/event-stream", headers={"cache-control": "no-cache", **named})
+    return ways.Streamed(pieces, told(), named)
 
 
 def _model(request: Request, asked: direct.Request, provider: str) -> str:

@@ -1,7 +1,7 @@
 """Answers, and rows of the ledger, as Anthropic's objects. Pure.
 
-Source: shared/contracts/anthropic-batches.md. A stop sequence that was met is an
-`end_turn`: no local server says which.
+Source: shared/contracts/anthropic-batches.md. A stop sequence that was met is told where the server says which it was
+(vLLM, SGLang and Anthropic do); from others, Ollama and llama.cpp, it is an `end_turn`: they end all answers alike.
 """
 
 from __future__ import annotations
@@ -27,11 +27,20 @@ KINDS = {400: "invalid_request_error", 403: "permission_error", 404: "not_found_
 Object = dict[str, Any]
 
 
-def stop_reason(reply: Reply) -> str:
-    """Why an answer ended."""
+#: of a message that has begun, and of one whose job says no more than that it was answered
+NOT_YET: Object = {"stop_reason": None, "stop_sequence": None}
+ENDED: Object = {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def stopped(reply: Reply) -> Object:
+    """Why an answer ended, and at which stop sequence."""
     if reply.tool_calls:
-        return "tool_use"
-    return "max_tokens" if reply.finish_reason == "length" else "end_turn"
+        return ENDED | {"stop_reason": "tool_use"}
+    if reply.finish_reason == "length":
+        return ENDED | {"stop_reason": "max_tokens"}
+    if reply.stop_sequence is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": reply.stop_sequence}
+    return ENDED
 
 
 def usage(tokens_in: int, tokens_out: int, thinking: int | None = None) -> Object:
@@ -41,16 +50,15 @@ def usage(tokens_in: int, tokens_out: int, thinking: int | None = None) -> Objec
     return counted | {"output_tokens": tokens_out} | details
 
 
-def message(id_: str, model: str, content: list[Object], stop: str | None, counts: Object) -> Object:
-    """A message of the assistant's."""
+def message(id_: str, model: str, content: list[Object], stop: Object, counts: Object) -> Object:
+    """A message of the assistant's. stop: why it ended."""
     return {
         "id": id_,
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": stop,
-        "stop_sequence": None,
+        **stop,
         "usage": counts,
     }
 
@@ -142,7 +150,7 @@ def _result(row: Row[Any], output: bytes | None) -> Object:
         model = row.served_model or row.model_class
         blocks = [{"type": "text", "text": text_of(output)}]
         counts = usage(row.tokens_in, row.tokens_out)
-        return {"type": "succeeded", "message": message(f"msg_{row.id}", model, blocks, "end_turn", counts)}
+        return {"type": "succeeded", "message": message(f"msg_{row.id}", model, blocks, ENDED, counts)}
     if row.state in FAILED:
         kind = KINDS.get(STATUS.get(row.error_code or "", 500), "api_error")
         error = {"type": kind, "message": row.error_message or "It failed."}

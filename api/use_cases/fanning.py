@@ -142,7 +142,7 @@ def start(
     def promise(c: Connection, batch_id: str) -> None:
         fan_outs.begin(c, batch_id, values, fan_out.quorum)
         if fan_out.owner is not None:
-            api_batches.own_in(c, batch_id, fan_out.owner, FAN_OUTS)
+            api_batches.enter_in(c, batch_id, fan_out.owner, FAN_OUTS)
 
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, prefix="offload-") as spool:
         made.write(spool)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ not taken.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
 import os
@@ -49,8 +50,9 @@ def submit(pool: Pool, body: IO[bytes], owner: str, said: Said, key: str | None 
         batch_id, new = loading.begin(pool.db, name=None, key=key, body_hash=digest)
         if new:
             try:
-                loading.add(pool.db, batch_id, _jobs(requests, pool.registry, said))
-                loading.open_batch(pool.db, batch_id, lambda c: api_batches.own_in(c, batch_id, owner, ENDPOINT))
+                added = loading.add(pool.db, batch_id, _jobs(requests, pool.registry, said))
+                beside = functools.partial(api_batches.enter_in, batch_id=batch_id, owner=owner, endpoint=ENDPOINT)
+                loading.open_batch(pool.db, batch_id, added, beside)
             except BaseException:
                 with suppress(SQLAlchemyError):
                     loading.drop_loading(pool.db, batch_id)

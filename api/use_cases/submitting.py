@@ -125,9 +125,9 @@ def submit_line(
     if isinstance(job, list):
         raise InputError([LineFault(0, f.field, f.reason) for f in job])
     batch_id, _ = loading.begin(pool.db, name=name, priority=priority, deadline_s=seconds_to(deadline))
-    loading.add(pool.db, batch_id, [job], priority)
+    added = loading.add(pool.db, batch_id, [job], priority)
     on_opening(batch_id)
-    loading.open_batch(pool.db, batch_id)
+    loading.open_batch(pool.db, batch_id, added)
     return batch_id
 
 
@@ -158,11 +158,11 @@ def _load(pool: Pool, source: BinaryIO, request: Request, batch_id: str, digest:
     quiet = Request(said=request.said, on_progress=request.on_progress)
     second = _Pass(pool.registry, quiet, source)
     try:
-        loading.add(pool.db, batch_id, second.jobs("stored"), request.priority)
+        added = loading.add(pool.db, batch_id, second.jobs("stored"), request.priority)
         if second.digest() != digest:
             raise PoolError("the file changed while it was read; nothing was submitted")
         request.on_opening(batch_id)
-        loading.open_batch(pool.db, batch_id, lambda c: request.beside(c, batch_id))
+        loading.open_batch(pool.db, batch_id, added, lambda c: request.beside(c, batch_id))
     except BaseException:  # Ctrl-C too: half a batch never stays
         with suppress(SQLAlchemyError):  # a disk that is full: the sweep drops it later
             loading.drop_loading(pool.db, batch_id)

@@ -20,7 +20,7 @@ from api.use_cases import openai_texts as texts
 from api.use_cases import uploads
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import read_lines, seen_ids
-from tasks.errors import BrokerDown, PoolError
+from tasks.errors import BrokerDown, GivenUp, PoolError, QueueFull
 from tasks.ledger import api_batches, endings
 from tasks.ledger import submit as loading
 from tasks.ledger.api_batches import Phase, Seen, Whose
@@ -118,7 +118,11 @@ def _check_and_load(pool: Pool, seen: Seen, name: str, source: BinaryIO) -> None
     if reading.errors:
         api_batches.failed(pool.db, seen.api.id, reading.errors)
         return
-    _load(pool, seen, name, reading)
+    try:
+        _load(pool, seen, name, reading)
+    except QueueFull as error:
+        api_batches.failed(pool.db, seen.api.id, [checks.error("queue_limit", str(error), None)])
+        return
     now = api_batches.seen(pool.db, seen.api.id, Whose(everybody=True))
     if now is not None and now.api.cancelling_at is not None:
         endings.cancel(pool.db, seen.api.id)
@@ -139,12 +143,14 @@ def _load(pool: Pool, seen: Seen, name: str, reading: _Reading) -> None:
     if not new:
         return
     try:
-        loading.add(pool.db, batch_id, reading.jobs())
+        added = loading.add(pool.db, batch_id, reading.jobs())
         if reading.errors:
             raise PoolError("the file changed while it was read")
         loading.open_batch(
-            pool.db, batch_id, lambda c: api_batches.loaded_in(c, pool.db.now(c), batch_id, reading.model)
+            pool.db, batch_id, added, lambda c: api_batches.loaded_in(c, pool.db.now(c), batch_id, reading.model)
         )
+    except GivenUp:  # whoever has begun it anew goes on, and keeps what it has loaded
+        log.info("a batch is loaded by another process", batch=batch_id)
     except BaseException:
         with suppress(SQLAlchemyError):
             loading.drop_loading(pool.db, batch_id)

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, or_, select, true, tuple_, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
-from tasks.errors import Conflict
+from tasks.errors import Conflict, QueueFull
 from tasks.ledger.database import Database, insert_new, retried
 from tasks.ledger.submit import new_batch_id
 from tasks.states import BatchState
-from tasks.tables import ApiBatch, ApiFile, Batch, Job
+from tasks.tables import ApiBatch, ApiFile, ApiKey, Batch, Job
 
 files = ApiFile.__table__  # type: ignore[attr-defined]
 api_batches = ApiBatch.__table__  # type: ignore[attr-defined]
+api_keys = ApiKey.__table__  # type: ignore[attr-defined]
 batches = Batch.__table__  # type: ignore[attr-defined]
 jobs = Job.__table__  # type: ignore[attr-defined]
 
@@ -254,6 +255,12 @@ def own_in(c: Connection, batch_id: str, owner: str, endpoint: str) -> None:
     insert_new(c, api_batches, [{**values, "window": "", "said": {}, "gone": [], "told": [], "tries": 0, **times}])
 
 
+def enter_in(c: Connection, batch_id: str, owner: str, endpoint: str) -> None:
+    """The same of what an owner submits; raises QueueFull where it may not have so many unfinished jobs."""
+    own_in(c, batch_id, owner, endpoint)
+    _check_room_in(c, owner)
+
+
 def validating(db: Database) -> list[str]:
     """Batches whose lines are to be checked, the oldest first."""
     query = select(api_batches.c.id).where(api_batches.c.state == Phase.VALIDATING)
@@ -264,12 +271,15 @@ def validating(db: Database) -> list[str]:
 def loaded_in(c: Connection, now: float, batch_id: str, model: str | None) -> None:
     """Its jobs are in the ledger with this commit. model: its first line's.
 
-    Raises Conflict where it has failed or was cancelled meanwhile: then nothing of it may be opened.
+    Raises Conflict where it has failed or was cancelled meanwhile, QueueFull where its owner may not have so many
+    unfinished jobs: then nothing of it may be opened.
     """
     mine = api_batches.c.id == batch_id, api_batches.c.state == Phase.VALIDATING
     values = {"state": Phase.LOADED, "loaded_at": now, "model": model}
-    if c.execute(update(api_batches).where(*mine).values(**values)).rowcount != 1:
+    owner = c.execute(update(api_batches).where(*mine).values(**values).returning(api_batches.c.owner)).scalar()
+    if owner is None:
         raise Conflict(f"batch {batch_id} is not to be loaded any more")
+    _check_room_in(c, owner)
 
 
 @retried
@@ -306,15 +316,33 @@ def delete_view(db: Database, batch_id: str, file_id: str) -> None:
         c.execute(update(api_batches).where(api_batches.c.id == batch_id).values(gone=sorted(gone)))
 
 
-def unfinished(db: Database, owner: str) -> int:
-    """Jobs of an owner that are not terminal."""
+def check_room(db: Database, owner: str, most: int) -> None:
+    """Raise QueueFull where an owner has `most` unfinished jobs; a batch that is not read yet counts as one."""
+    jobs_of = case((batches.c.id.is_(None), 1), else_=batches.c.open)
+    query = (
+        select(func.coalesce(func.sum(jobs_of), 0))
+        .outerjoin_from(api_batches, batches, batches.c.id == api_batches.c.id)
+        .where(api_batches.c.owner == owner, api_batches.c.state.in_((Phase.VALIDATING, Phase.LOADED)))
+    )
+    with db.read() as c:
+        unfinished = int(c.execute(query).scalar_one())
+    if unfinished >= most:
+        raise QueueFull(f"This key has {unfinished} unfinished jobs, and may have {most}.")
+
+
+def _check_room_in(c: Connection, owner: str) -> None:
+    """Raise QueueFull where a key has more unfinished jobs than it may, with this commit's; its other commits wait."""
+    most = c.execute(select(api_keys.c.most_queued).where(api_keys.c.id == owner).with_for_update()).scalar()
+    if most is None:
+        return
     query = (
         select(func.coalesce(func.sum(batches.c.open), 0))
         .join(api_batches, api_batches.c.id == batches.c.id)
-        .where(api_batches.c.owner == owner)
+        .where(api_batches.c.owner == owner, batches.c.state == BatchState.OPEN)
     )
-    with db.read() as c:
-        return int(c.execute(query).scalar() or 0)
+    unfinished = int(c.execute(query).scalar_one())
+    if unfinished > most:
+        raise QueueFull(f"With these jobs this key would have {unfinished} unfinished ones; it may have {most}.")
 
 
 def tokens(db: Database, batch_id: str) -> tuple[int, int]:

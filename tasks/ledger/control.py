@@ -148,9 +148,9 @@ def retry(
     again, first = _begin(db, batch_id, name=row.name, priority=priority, deadline_s=deadline_s, notify=row.notify)
     try:
         lines = _lines(db, batch_id, again, states, categories)
-        if not submit.add(db, again, lines, priority, drawn_as=first):
+        if not (added := submit.add(db, again, lines, priority, drawn_as=first)):
             raise UsageError(_why_nothing(db, batch_id, again, states))
-        submit.open_batch(db, again, lambda c: beside(c, again))
+        submit.open_batch(db, again, added, lambda c: beside(c, again))
     except BaseException:  # Ctrl-C too: half a retry never stays
         with suppress(SQLAlchemyError):
             submit.drop_loading(db, again)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
@@ -47,6 +47,12 @@ _POSTGRES = {
     "options": "-c statement_timeout=30000 -c lock_timeout=15000 "
     f"-c idle_in_transaction_session_timeout={STANDS_STILL_S}s",
 }
+
+#: when the oldest transaction of the ledger's other connections began, if there is one
+_OLDEST = text(
+    "SELECT extract(epoch FROM min(xact_start))::float8 FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = current_setting('application_name') AND pid <> pg_backend_pid()"
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,6 +127,17 @@ class Database:
         if self.is_postgres:
             return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
         return time.time()
+
+    def settled(self, connection: Connection) -> float | None:
+        """A time of this clock: what was written under an earlier one is committed, or never will be.
+
+        None where commits come in the order of their times: SQLite has one writer. The rows must be read by a later
+        statement than this. A transaction's own time is no earlier than its start.
+        """
+        if not self.is_postgres:
+            return None
+        now = self.now(connection)  # before the look: what begins after it has a later time
+        return min(now, connection.execute(_OLDEST).scalar() or now)
 
     def alone(self, connection: Connection, lock: int) -> None:
         """Wait until no other transaction holds this lock, and hold it to the end; SQLite has one writer anyway."""

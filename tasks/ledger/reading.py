@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -11,7 +13,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.engine import Row
 
 from tasks.errors import NotFound
-from tasks.ledger.database import Database
+from tasks.ledger.database import Database, parts
 from tasks.ledger.retries import family, newest
 from tasks.privacy import TIERS_OF, Reach
 from tasks.states import ANSWERED, TERMINAL, JobState
@@ -166,6 +168,44 @@ def results(db: Database, batch_id: str, state: str | None = None) -> Iterator[b
         if len(page) < PAGE:
             return
         last = page[-1].line
+
+
+def recorded(
+    db: Database, batch_id: str, state: str | None = None, offset: int = 0, limit: int | None = None
+) -> Iterator[bytes]:
+    """The same lines in the order in which they were recorded, `limit` of them at most, after the first `offset`.
+
+    While the batch runs that order only grows: lines are added behind those that are there. A line that is retried
+    keeps its place.
+    """
+    with db.read() as c:
+        tries = {row.id: row for row in family(c, batch_id)}
+        settled = db.settled(c) if tries[batch_id].finished_at is None else None
+        ids = _recorded_ids(c, batch_id, state if len(tries) == 1 else None, settled)
+    if len(tries) == 1 or state is None:  # each is a line
+        ids, offset = ids[offset:], 0
+    found = _rows(db, list(tries), ids, [state] if state else list(TERMINAL))
+    rows = islice(found, offset, None if limit is None else offset + limit)
+    while some := list(islice(rows, OUTPUTS)):
+        yield from _with_outputs(db, batch_id, some)
+
+
+def _recorded_ids(c: Connection, batch_id: str, state: str | None, settled: float | None) -> array[int]:
+    """Ids of a batch's terminal jobs, or those in a state, by the times of their ends; 8 bytes each."""
+    which = [jobs.c.batch_id == batch_id, jobs.c.state.in_([state] if state else TERMINAL)]
+    if settled is not None:
+        which.append(jobs.c.finished_at < settled)
+    return array("q", c.execute(select(jobs.c.id).where(*which).order_by(jobs.c.finished_at, jobs.c.id)).scalars())
+
+
+def _rows(db: Database, tries: Sequence[str], ids: array[int], wanted: Sequence[str]) -> Iterator[Row[Any]]:
+    """These jobs in this order; of lines that were retried the newest job that is terminal, where it is wanted."""
+    for some in parts(list(ids)):
+        with db.read() as c:
+            found = {row.id: row for row in c.execute(select(jobs).where(jobs.c.id.in_(some)))}
+            page = [found[id_] for id_ in some]
+            rows = page if len(tries) == 1 else _newest(c, tries, page, wanted)
+        yield from rows
 
 
 def _newest(c: Connection, tries: Sequence[str], page: Sequence[Row[Any]], wanted: Sequence[str]) -> list[Row[Any]]:

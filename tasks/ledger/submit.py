@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Update, delete, exists, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from tasks.errors import Conflict, NotFound, PoolError, UsageError
+from tasks.errors import Conflict, GivenUp, NotFound, PoolError, UsageError
 from tasks.ledger.database import Database, parts, retried
 from tasks.ledger.endings import close_batches
 from tasks.ledger.retries import begin_alone
@@ -28,7 +28,7 @@ COMMIT_JOBS, COMMIT_BYTES = 5_000, 8_000_000
 PREFIXES = 10_000
 #: seconds a submit waits for a PostgreSQL that went away, and between two looks
 RECONNECT_S, RECONNECT_POLL_S = 20.0, 0.5
-GIVEN_UP = "this submit was silent for so long that it was given up; submit again"
+SILENT = "this submit was silent for so long that it was given up; submit again"
 #: seconds from submit after which unfinished jobs expire
 DEFAULT_DEADLINE_S = 24 * 3600.0
 
@@ -163,27 +163,31 @@ def _known(db: Database, key: str, body_hash: str | None) -> str | None:
 
 
 def add(db: Database, batch_id: str, lines: Iterable[NewJob], priority: int = 0, *, drawn_as: str | None = None) -> int:
-    """Insert jobs in commits of COMMIT_JOBS; returns how many. drawn_as: the batch that draws audits for them."""
+    """Insert jobs in commits of COMMIT_JOBS; returns how many. drawn_as: the batch that draws audits for them.
+
+    Each commit is for exactly the lines that this loader has added before: where another has begun the same batch anew,
+    or it was given up, nothing is added and GivenUp is raised.
+    """
     ranks: dict[int, int] = {}
     total = 0
     for chunk in _chunks(lines):
         ranked = [(job, _rank(ranks, job)) for job in chunk]
         first = exists().where(jobs.c.batch_id == batch_id, jobs.c.line == chunk[0].line)
-        _surely(db, functools.partial(_add_chunk, db, batch_id, ranked, priority, drawn_as or batch_id), first)
+        _surely(db, functools.partial(_add_chunk, db, batch_id, total, ranked, priority, drawn_as or batch_id), first)
         total += len(chunk)
     return total
 
 
 @retried
-def _add_chunk(db: Database, batch_id: str, ranked: Sequence[tuple[NewJob, int]], priority: int, drawn_as: str) -> None:
+def _add_chunk(
+    db: Database, batch_id: str, before: int, ranked: Sequence[tuple[NewJob, int]], priority: int, drawn_as: str
+) -> None:
     chunk = [job for job, _ in ranked]
     with db.write() as c:
         now = db.now(c)
         refused = sum(job.route.state is JobState.REFUSED for job in chunk)
         touched = c.execute(
-            update(batches)
-            .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
-            .values(
+            _still_loading(batch_id, before).values(
                 touched_at=now,
                 total=batches.c.total + len(chunk),
                 open=batches.c.open + len(chunk) - refused,
@@ -191,7 +195,7 @@ def _add_chunk(db: Database, batch_id: str, ranked: Sequence[tuple[NewJob, int]]
             )
         )
         if touched.rowcount != 1:
-            raise PoolError(GIVEN_UP)
+            raise GivenUp(SILENT)
         rows = [_row(batch_id, job, rank, priority, now) for job, rank in ranked]
         ids = c.execute(insert(jobs).returning(jobs.c.id, sort_by_parameter_order=True), rows).scalars().all()
         c.execute(insert(bodies), [{"job_id": i, "body": j.body} for i, j in zip(ids, chunk, strict=True)])
@@ -245,29 +249,32 @@ def _row(batch_id: str, job: NewJob, rank: int, priority: int, now: float) -> di
     }
 
 
-def open_batch(db: Database, batch_id: str, beside: Callable[[Connection], None] = lambda c: None) -> None:
+def open_batch(db: Database, batch_id: str, total: int, beside: Callable[[Connection], None] = lambda c: None) -> None:
     """The promise: from this commit on, every job of the batch reaches one terminal state.
 
-    beside: what else the commit writes; what it raises leaves the batch unopened.
+    total: of the jobs that were added; GivenUp is raised where the batch has others. beside: what else the commit
+    writes; what it raises leaves the batch unopened.
     """
     opened = exists().where(batches.c.id == batch_id, batches.c.opened_at.is_not(None))
-    _surely(db, lambda: _open(db, batch_id, beside), opened)
+    _surely(db, lambda: _open(db, batch_id, total, beside), opened)
 
 
 @retried
-def _open(db: Database, batch_id: str, beside: Callable[[Connection], None]) -> None:
+def _open(db: Database, batch_id: str, total: int, beside: Callable[[Connection], None]) -> None:
     with db.write() as c:
         now = db.now(c)
-        opened = c.execute(
-            update(batches)
-            .where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
-            .values(state=BatchState.OPEN, opened_at=now, touched_at=now)
-        )
+        opened = c.execute(_still_loading(batch_id, total).values(state=BatchState.OPEN, opened_at=now, touched_at=now))
         if opened.rowcount != 1:
-            raise PoolError(GIVEN_UP)
+            raise GivenUp(SILENT)
         note_unsent(c, now, jobs.c.batch_id == batch_id, jobs.c.state == JobState.REFUSED)
         close_batches(c, [batch_id], now)
         beside(c)
+
+
+def _still_loading(batch_id: str, total: int) -> Update:
+    """A change of a batch that is loading, is not being dropped, and has so many jobs."""
+    mine = batches.c.id == batch_id, batches.c.state == BatchState.LOADING, batches.c.cancelled_at.is_(None)
+    return update(batches).where(*mine, batches.c.total == total)
 
 
 def drop_loading(db: Database, batch_id: str) -> None:
@@ -283,6 +290,7 @@ def _drop_some(db: Database, batch_id: str) -> bool:
         loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == BatchState.LOADING)
         if c.execute(loading.with_for_update()).first() is None:  # it was opened, or dropped by another
             return False
+        c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=db.now(c)))  # its loader stops
         ids = list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).limit(COMMIT_JOBS)).scalars())
         for part in parts(ids):
             drop_samples(c, part)

@@ -91,6 +91,14 @@ def test_max_tokens_ends_with_length() -> None:
     assert answer(chat("Tell me everything.", max_tokens=1)).finish_reason == "length"
 
 
+def test_a_stop_sequence_is_named() -> None:
+    """The one at which an answer ended comes back."""
+    whole = answer(chat("Hello there."))
+    assert whole.stop_sequence is None
+    word = whole.text.split()[1]
+    assert answer(chat("Hello there.", extras={"stop": [word]})).stop_sequence == word
+
+
 def test_a_schema_is_kept() -> None:
     """A JSON Schema reaches the cloud."""
     assert isinstance(json.loads(answer(chat("A number.", schema=SCHEMA)).text)["n"], int)

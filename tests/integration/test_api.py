@@ -6,8 +6,10 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import update
@@ -27,6 +29,8 @@ else:
 
 #: requests of each kind that are made up
 STRANGE = 10
+#: submits at once, more than an event loop has threads of its own
+MANY = 40
 LINES = [{"id": f"line-{i}", "category": "summarize", "prompt": f"Note {i}."} for i in range(5)]
 
 
@@ -63,7 +67,7 @@ def keys(open_api: Api, pool: TestPool) -> dict[str, str]:
         "reader": ("--scope", "read"),
         "admin": ("--scope", "admin"),
         "seldom": ("--per-minute", "3"),
-        "few": ("--most-queued", "3"),
+        "few": ("--most-queued", "7"),
         "private": ("--privacy", "local_only"),
     }
     made = {
@@ -83,6 +87,10 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def result_ids(api: Api, path: str, asked: str = "") -> list[str]:
+    return [json.loads(line)["id"] for line in api.ask("GET", f"{path}/results{asked}").text.splitlines()]
+
+
 def test_jobs_without_keys(open_api: Api) -> None:
     """Lines are submitted, watched event by event, and read from where one likes; all on an API that is still open."""
     made = open_api.ask("POST", "/jobs?name=mine&priority=3", content=jsonl(LINES)).json()
@@ -92,8 +100,26 @@ def test_jobs_without_keys(open_api: Api) -> None:
     assert (told[-1]["state"], told[-1]["done"]) == ("finished", 5)
     shown = open_api.ask("GET", path).json()
     assert (shown["name"], shown["priority"], shown["total"]) == ("mine", 3, 5)
-    lines = open_api.ask("GET", f"{path}/results?offset=1&limit=3").text.splitlines()
-    assert [json.loads(line)["id"] for line in lines] == ["line-1", "line-2", "line-3"]
+    whole = result_ids(open_api, path)
+    assert sorted(whole) == [line["id"] for line in LINES]
+    assert result_ids(open_api, path, "?offset=1&limit=3") == whole[1:4]
+
+
+def test_a_running_batch_is_read_in_pieces(open_api: Api) -> None:
+    """Read on from the number of lines read so far, a batch that runs gives every line once and none twice."""
+    slow = [{"id": f"line-{i}", "category": "summarize", "prompt": f"{i} [[sim:delay={i * 7 % 3}]]"} for i in range(60)]
+    path = f"/batches/{open_api.ask('POST', '/jobs', content=jsonl(slow)).json()['id']}"
+    found: list[str] = []
+
+    def read_on() -> bool:
+        is_over = open_api.ask("GET", path).json()["state"] == "finished"
+        more = result_ids(open_api, path, f"?offset={len(found)}&limit=7")
+        found.extend(more)
+        return is_over and not more
+
+    eventually(read_on, "it is read to its end", 60)
+    assert found == result_ids(open_api, path)
+    assert sorted(found) == sorted(line["id"] for line in slow)
 
 
 def test_metrics(open_api: Api) -> None:
@@ -209,14 +235,27 @@ def test_requests_a_minute(api: Api, keys: dict[str, str]) -> None:
 
 
 def test_unfinished_jobs(api: Api, keys: dict[str, str], pool: TestPool) -> None:
-    """A key with as many unfinished jobs as it may have submits no more until some have ended."""
-    slow = jsonl({**line, "prompt": "x [[sim:delay=600]]"} for line in LINES)
-    batch = api.ask("POST", "/jobs", content=slow, headers=bearer(keys["few"])).json()["id"]
-    refused = api.ask("POST", "/jobs", content=slow, headers=bearer(keys["few"]))
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_limit")
-    api.ask("POST", f"/batches/{batch}/cancel", headers=bearer(keys["few"]))
+    """What would give a key more unfinished jobs than it may have is refused, however it comes."""
+    mine, prompt = bearer(keys["few"]), "x [[sim:delay=600]]"
+    slow = jsonl({**line, "prompt": prompt} for line in LINES)
+    first = api.ask("POST", "/jobs", content=slow, headers=mine).json()["id"]
+    api.ask("POST", f"/batches/{first}/cancel", headers=mine)
+    eventually(lambda: pool.batch(first).open == 0, "it is cancelled")
+    batch = api.ask("POST", "/jobs", content=slow, headers=mine).json()["id"]
+    params = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    fan_out = {"inputs": [{"line": str(i)} for i in range(3)], "each": "x {line}", "merge": "concat"}
+    for path, body in (
+        ("/jobs", {"content": slow}),
+        (f"/batches/{first}/retry", {}),
+        ("/v1/messages/batches", {"json": {"requests": [{"custom_id": str(i), "params": params} for i in range(3)]}}),
+        ("/fan-outs", {"json": fan_out}),
+    ):
+        refused = api.ask("POST", path, headers=mine, **body)
+        assert (path, refused.status_code, refused.headers["retry-after"]) == (path, 429, "30")
+        assert path.startswith("/v1/messages") or refused.json()["error"]["code"] == "queue_limit"
+    api.ask("POST", f"/batches/{batch}/cancel", headers=mine)
     eventually(lambda: pool.batch(batch).open == 0, "it is cancelled")
-    assert api.ask("POST", "/jobs", content=jsonl(LINES), headers=bearer(keys["few"])).status_code == 200
+    assert api.ask("POST", "/jobs", content=jsonl(LINES), headers=mine).status_code == 200
 
 
 def test_a_ceiling_of_privacy(api: Api, keys: dict[str, str], pool: TestPool) -> None:
@@ -266,6 +305,44 @@ def test_a_body_that_is_too_large(api: Api, keys: dict[str, str]) -> None:
 
     unsaid = api.ask("POST", "/v1/chat/completions", headers=headers, content=endless())
     assert unsaid.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/v1/files/%00", "/batches/%00/results", "/v1/batches?after=%00"])
+def test_nul_characters(api: Api, keys: dict[str, str], path: str) -> None:
+    """No id has a NUL character, which PostgreSQL cannot even look for."""
+    assert api.ask("GET", path, headers=bearer(keys["one"])).status_code == 400
+
+
+def test_long_submits_hold_nobody_else_up(api: Api, keys: dict[str, str], pool: TestPool) -> None:
+    """While many submits wait for the ledger's write lock, what only reads is answered at once."""
+    mine = bearer(keys["one"])
+    batch = api.ask("POST", "/jobs", content=jsonl(LINES), headers=mine).json()["id"]
+    pool.finished(batch)
+    with ThreadPoolExecutor(MANY) as threads:
+        with pool.db.write():
+            asked = [threads.submit(api.ask, "POST", "/jobs", content=jsonl(LINES), headers=mine) for _ in range(MANY)]
+            for _ in range(3):
+                told = httpx.get(f"{api.url}/batches/{batch}/events", headers=mine, timeout=5).text
+                assert '"state":"finished"' in told
+            assert not any(one.done() for one in asked)
+        assert {one.result().status_code for one in asked} == {200}
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/fan-outs", "/jobs", "/v1/messages/batches"])
+def test_a_body_of_a_stranger(api: Api, keys: dict[str, str], path: str) -> None:
+    """Who may not send a body is told so while it still comes."""
+    form = "multipart/form-data; boundary=x" if path == "/v1/files" else "application/json"
+    for key, status in (("nonsense", b"401"), (keys["reader"], b"403")):
+        with socket.create_connection(("127.0.0.1", api.port), timeout=10) as sending:
+            head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-type: {form}\r\n"
+            sending.sendall(f"{head}content-length: {10 << 20}\r\n\r\n".encode() + b"x" * 1000)
+            assert sending.recv(100).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_strangers_upload(api: Api, keys: dict[str, str]) -> None:
+    """OpenAI's own client understands that its key is wrong, however much it had to send."""
+    with api.client("nonsense") as client, pytest.raises(openai.AuthenticationError):
+        client.files.create(file=("a.jsonl", b" " * (32 << 20)), purpose="batch")
 
 
 def test_a_body_that_never_comes(api: Api, keys: dict[str, str]) -> None:

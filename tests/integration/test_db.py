@@ -53,7 +53,7 @@ def test_waiting_for_a_batch_outlives_a_restart_of_the_database(tmp_path: Path) 
         again.start()
         assert not next(watched).over
         again.join()
-        submit.open_batch(pool.db, batch_id)  # without jobs: it is over at once
+        submit.open_batch(pool.db, batch_id, 0)  # without jobs: it is over at once
         eventually(lambda: next(watched).over, "the wait ends")
     finally:
         pool.db.close()

@@ -86,7 +86,7 @@ def test_every_command_of_the_docs_exists() -> None:
 
 def check_command(line: str) -> None:
     """Fails for a command line that names no command, subcommand or option of ours; others' commands pass."""
-    for found in re.findall(r"(?<![\w=-])offload ((?:[a-z-]+)(?: [^|;&]*)?)", line):
+    for found in re.findall(r"(?<![\w=/-])offload ((?:[a-z-]+)(?: [^|;&]*)?)", line):
         words = found.split()
         assert words[0] in COMMANDS, line
         _check_words(words, line)

@@ -372,6 +372,16 @@ def test_what_is_refused_at_once(client: openai.OpenAI, wrong: Any, code: str, p
     assert caught.value.request_id
 
 
+@pytest.mark.parametrize("field", ["input_file_id", "endpoint", "completion_window", "metadata"])
+def test_half_a_character(api: Api, field: str) -> None:
+    """What Python reads as JSON and nobody can write again is a 400 that names the field."""
+    asked: Any = {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    asked[field] = {"a": "\ud800"} if field == "metadata" else "\ud800"
+    headers = {"content-type": "application/json"}
+    answer = api.ask("POST", "/v1/batches", content=json.dumps(asked), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
 def test_an_unknown_batch(client: openai.OpenAI) -> None:
     """A batch that is not there is a 404."""
     for ask in (client.batches.retrieve, client.batches.cancel):
@@ -478,4 +488,4 @@ def test_a_page_from_elsewhere(api: Api) -> None:
 def test_no_files_of_the_machine(api: Api, tmp_path: Path) -> None:
     """An id is no path: what is not a file of ours is not there."""
     for id_ in ("..%2F..%2Foffload.yaml", "....//offload.yaml", "%00", "file-../../ledger.db"):
-        assert api.ask("GET", f"/v1/files/{id_}/content").status_code == 404
+        assert api.ask("GET", f"/v1/files/{id_}/content").status_code == (400 if id_ == "%00" else 404)

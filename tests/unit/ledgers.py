@@ -75,9 +75,9 @@ class Ledger:
         """An open batch of n jobs, or one that is still loading. job: fields that all of them have instead."""
         batch_id, _ = submit.begin(self.db, name=begin.pop("name", None), priority=priority, **begin)
         lines = [dataclasses.replace(line, **(job or {})) for line in new_jobs(n, model_class, prefixes)]
-        submit.add(self.db, batch_id, lines, priority)
+        added = submit.add(self.db, batch_id, lines, priority)
         if opened:
-            submit.open_batch(self.db, batch_id)
+            submit.open_batch(self.db, batch_id, added)
         return batch_id
 
     def worker(self, name: str = "node/gpu", classes: Sequence[str] = ("small",), capacity: int = 4) -> Identity:

@@ -95,8 +95,8 @@ class Reply:
     """What a model server answered, before the answer is checked.
 
     Times are milliseconds; `tokens_out` includes the thinking tokens, `tokens_thinking` is None where the
-    server does not count them apart. `vectors` holds the embeddings of an embed call, `tool_calls` what the model wants
-    called, in OpenAI's shape.
+    server does not count them apart. `stop_sequence` is the one that was met, where the server says so. `vectors` holds
+    the embeddings of an embed call, `tool_calls` what the model wants called, in OpenAI's shape.
     """
 
     model: str
@@ -105,6 +105,7 @@ class Reply:
     vectors: list[list[float]] = field(default_factory=list)
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str = "stop"
+    stop_sequence: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_thinking: int | None = None

@@ -74,7 +74,7 @@ class Anthropic:
     async def call(self, call: Call) -> Reply:
         """Send one request, if it may leave, and read its whole reply; raises CallError."""
         body = message_body(call, self._name)
-        self._border.admit(self._name, call.clearance, body)
+        await self._border.admitted(self._name, call.clearance, body)
         if not self._has_key:
             raise Misconfigured("unauthorized", f"{self._name}: its key is not set")
         answer = _Answer(self._name, call)
@@ -166,6 +166,7 @@ class _Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._stop: str | None = None
+        self._stop_sequence: str | None = None
         self._in = self._out = self._size = 0
 
     async def read(self, stream: AsyncIterator[Any]) -> None:
@@ -214,6 +215,7 @@ class _Answer:
                 self._tell(Delta(tool_calls=self._tool_calls.take([{"index": event.index, **head}])))
             case "message_delta":
                 self._stop = event.delta.stop_reason
+                self._stop_sequence = event.delta.stop_sequence
                 self._out = event.usage.output_tokens
 
     def _tell(self, delta: Delta) -> None:
@@ -236,6 +238,7 @@ class _Answer:
             "".join(self._reasoning),
             tool_calls=self._tool_calls.whole(),
             finish_reason=_FINISH.get(self._stop or "", "stop"),
+            stop_sequence=self._stop_sequence,
             tokens_in=self._in,
             tokens_out=self._out,
             first_token_ms=((self._first or now) - self._began) * 1000,

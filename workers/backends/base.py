@@ -84,7 +84,7 @@ class Http:
         self, path: str, body: Mapping[str, Any], reader: Reader, limits: Timeouts, clearance: Clearance
     ) -> Times:
         """Send one request, if it may go there, and feed its whole reply to the reader; raises CallError."""
-        self._border.admit(self.name, clearance, body)
+        await self._border.admitted(self.name, clearance, body)
         return await self._exchange(self._request("POST", path, self._encode(body), limits), reader, limits)
 
     async def get(self, path: str, seconds: float) -> Answer:

@@ -8,6 +8,7 @@ command is declared nearer.  No redirect and no proxy is followed.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.errors import OutOfReach
 from tasks.privacy import Clearance, Markers, Reach, findings, permits, reach_of_address, texts, within
+
+#: characters of a request beyond which its detectors run on another thread
+LARGE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Border:
             tier = clearance.tightened(findings("\n".join(texts(request)), clearance.touches, self.markers))
         if not permits(tier, self.reach):
             raise OutOfReach(tier, f"the job is {tier} and provider {name} is {self.reach}; nothing was sent")
+
+    async def admitted(self, name: str, clearance: Clearance, request: Any) -> None:
+        """The same, on another thread where the request is long: nobody else waits for its detectors."""
+        if self.reach is not Reach.LOCAL and sum(map(len, texts(request))) > LARGE:
+            await asyncio.to_thread(self.admit, name, clearance, request)
+        else:
+            self.admit(name, clearance, request)
 
 
 #: this machine only, which is what a backend is given unless told

@@ -47,7 +47,7 @@ class Command:
         if call.kind == "embed":
             raise Permanent("kind_unsupported", f"{self._name}: a command makes no embeddings")
         prompt = prompt_of(call)
-        self._border.admit(self._name, call.clearance, prompt)
+        await self._border.admitted(self._name, call.clearance, prompt)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="offload-", ignore_cleanup_errors=True) as folder:
             text = await self._run(prompt.encode(errors="surrogatepass"), folder, call.timeouts.total)

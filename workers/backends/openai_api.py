@@ -120,6 +120,9 @@ class _Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._finish = "stop"
+        stops = call.extras.get("stop") or ()
+        self._stops = [stops] if isinstance(stops, str) else stops
+        self._stop: str | None = None  #: the text of those at which it ended
         self._chosen = False  #: a choice has come, empty as it may be
         self._usage: dict[str, Any] = {}
         events = ServerSentEvents(self._take, name)
@@ -166,6 +169,8 @@ class _Answer:
         if finish := choice.get("finish_reason"):
             self._finish = finish
             self.complete = True
+            met = choice.get("stop_reason") or choice.get("matched_stop")  # vLLM's, SGLang's; an id where it is a token
+            self._stop = met if isinstance(met, str) and met in self._stops else None
 
     def reply(self, times: Times) -> Reply:
         """What was answered."""
@@ -177,6 +182,7 @@ class _Answer:
                 "".join(self._reasoning),
                 tool_calls=self._tool_calls.whole(),
                 finish_reason=self._finish,
+                stop_sequence=self._stop,
                 tokens_in=usage.get("prompt_tokens") or 0,
                 tokens_out=usage.get("completion_tokens") or 0,
                 tokens_thinking=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),

@@ -139,7 +139,7 @@ def _limit(ask: Ask, reply: Reply, huge: bool) -> None:
     """Cut at a stop text and at max_tokens, which thoughts use up first; then count."""
     for stop in ask.stops:
         if stop and stop in reply.text:
-            reply.text, reply.finish = reply.text.split(stop, 1)[0], "stop_sequence"
+            reply.text, reply.finish, reply.stopped_at = reply.text.split(stop, 1)[0], "stop_sequence", stop
     thinking = tokens(reply.reasoning) if reply.reasoning else 0
     if ask.max_tokens and not huge:
         left = max(0, ask.max_tokens - thinking) * 4

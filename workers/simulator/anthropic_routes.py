@@ -142,7 +142,7 @@ def _head(ask: Ask, reply: Reply) -> dict[str, Any]:
 
 def _stop(reply: Reply) -> dict[str, Any]:
     reason = "tool_use" if reply.call else _STOPS.get(reply.finish, "end_turn")
-    return {"stop_reason": reason, "stop_sequence": None}
+    return {"stop_reason": reason, "stop_sequence": reply.stopped_at if reason == "stop_sequence" else None}
 
 
 def _blocks(reply: Reply) -> list[tuple[dict[str, Any], str, str, str]]:

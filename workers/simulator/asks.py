@@ -63,6 +63,7 @@ class Reply:
     call: tuple[str, dict[str, Any]] | None = None  #: a tool's name, and with what it is called
     vectors: list[list[float | None]] = field(default_factory=list)
     finish: Literal["stop", "length", "stop_sequence", "load", "unload"] = "stop"
+    stopped_at: str | None = None  #: the stop text that was met
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_thinking: int = 0

@@ -64,6 +64,20 @@ def test_blocks_follow_each_other() -> None:
     assert counts["output_tokens_details"] == {"thinking_tokens": 2}
 
 
+@pytest.mark.parametrize(
+    ("reply", "reason", "sequence"),
+    [
+        (Reply("m"), "end_turn", None),
+        (Reply("m", stop_sequence="END"), "stop_sequence", "END"),
+        (Reply("m", finish_reason="length"), "max_tokens", None),
+    ],
+)
+def test_why_it_ended(reply: Reply, reason: str, sequence: str | None) -> None:
+    """A stop sequence that the server named is told as Anthropic tells it."""
+    found = told(Events("m", 1).last(reply))
+    assert found[-2]["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
+
+
 def test_nothing_is_a_sign_of_life() -> None:
     """A piece of nothing shows that somebody is there."""
     assert Events("m", 1).piece(Delta()) == PING

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import threading
 from typing import Any
 
 import orjson
@@ -163,6 +165,24 @@ def test_consent_holds_at_the_border_for_what_it_overruled_only() -> None:
     border.admit("p", clearance, MAIL)
     with pytest.raises(OutOfReach):
         border.admit("p", clearance, f"{MAIL} CONFIDENTIAL")
+
+
+def test_a_long_request_is_read_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the detectors read a long request, the event loop goes on; of a short one it waits for them."""
+    read_on: list[bool] = []
+    admit = Border.admit
+
+    def noted(self: Border, *given: Any) -> None:
+        read_on.append(threading.current_thread() is threading.main_thread())
+        admit(self, *given)
+
+    monkeypatch.setattr(Border, "admit", noted)
+    border, clearance = Border(Reach.CLOUD), Clearance(Tier.CLOUD_OK)
+    asyncio.run(border.admitted("p", clearance, {"prompt": "word " * 4}))
+    asyncio.run(border.admitted("p", clearance, {"prompt": "word " * 40_000}))
+    with pytest.raises(OutOfReach):
+        asyncio.run(border.admitted("p", clearance, {"prompt": "word " * 40_000 + SECRET}))
+    assert read_on == [True, False, False]
 
 
 ADDRESSES = [

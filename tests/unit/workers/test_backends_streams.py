@@ -34,9 +34,9 @@ def events(*chunks: bytes) -> list[bytes]:
     return found
 
 
-def openai_reply(*chunks: bytes) -> Reply:
-    """What the OpenAI backend makes of these chunks."""
-    reader = openai_api._Answer("p", Call("chat", "m"))
+def openai_reply(*chunks: bytes, stop: list[str] | None = None) -> Reply:
+    """What the OpenAI backend makes of these chunks. stop: of the request."""
+    reader = openai_api._Answer("p", Call("chat", "m", extras={"stop": stop}))
     for chunk in chunks:
         reader.feed(chunk)
     reader.end()
@@ -66,6 +66,23 @@ DONE = b"data: [DONE]\n\n"
 
 #: what a model may say: no lone surrogates, which no UTF-8 can carry
 words = st.text(st.characters(codec="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("told", "met"),
+    [
+        ({"stop_reason": "END"}, "END"),  # vLLM
+        ({"matched_stop": "END"}, "END"),  # SGLang
+        ({"stop_reason": 128009}, None),  # the token that ends every answer
+        ({"stop_reason": "stop"}, None),
+        ({}, None),
+    ],
+)
+def test_a_stop_sequence_that_was_met(told: dict[str, Any], met: str | None) -> None:
+    """It is known where the server names one of the request's own."""
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", **told}]}
+    reply = openai_reply(delta(content="x"), b"data: " + orjson.dumps(last) + b"\n\n", DONE, stop=["END", "."])
+    assert (reply.finish_reason, reply.stop_sequence) == ("stop", met)
 
 
 @given(st.lists(words, max_size=8), words, st.lists(st.integers(0, 10_000)), st.booleans())

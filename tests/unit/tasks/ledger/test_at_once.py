@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -18,7 +19,7 @@ from tasks.auditing import Opinion
 from tasks.errors import Busy
 from tasks.ledger import audits, claims, control, endings, submit, sweeping, usage
 from tasks.ledger.claims import Claimed, Identity
-from tasks.ledger.database import BROKEN_OFF
+from tasks.ledger.database import BROKEN_OFF, Database
 from tasks.ledger.record import record
 from tasks.privacy import Reach
 from tasks.providers import Provider
@@ -98,8 +99,7 @@ def test_submits_of_one_key_make_one_batch(ledger: Ledger) -> None:
     def run() -> str:
         batch_id, fresh = submit.begin(ledger.db, name=None, key="k", body_hash="h")
         if fresh:
-            submit.add(ledger.db, batch_id, new_jobs(7))
-            submit.open_batch(ledger.db, batch_id)
+            submit.open_batch(ledger.db, batch_id, submit.add(ledger.db, batch_id, new_jobs(7)))
         return batch_id
 
     assert len(set(at_once(*[run] * 4))) == 1
@@ -116,16 +116,19 @@ def of_templates(names: list[str], n: int) -> list[NewJob]:
     ]
 
 
-def test_submits_make_the_same_strata(ledger: Ledger) -> None:
+def test_submits_make_the_same_strata(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order they come to them, exactly the first of each stratum are always audited."""
     names = ["a", "b", "c", "d"]
+    monkeypatch.setattr(submit, "COMMIT_JOBS", 9)  # one template a commit
 
     def run(seed: int) -> None:
         batch_id, _ = submit.begin(ledger.db, name=None)
-        for name in random.Random(seed).sample(names, 4):
-            lines = [replace(j, line=j.line + 100 * names.index(name)) for j in of_templates([name], 9)]
-            submit.add(ledger.db, batch_id, lines)
-        submit.open_batch(ledger.db, batch_id)
+        lines = [
+            replace(j, line=j.line + 100 * names.index(name))
+            for name in random.Random(seed).sample(names, 4)
+            for j in of_templates([name], 9)
+        ]
+        submit.open_batch(ledger.db, batch_id, submit.add(ledger.db, batch_id, lines))
 
     at_once(*(partial(run, seed) for seed in range(4)))
     assert sorted(s.template for s in ledger.all(Stratum)) == names
@@ -281,6 +284,21 @@ def errors(ledger: Ledger) -> list[str]:
         lambda context: seen.append(getattr(context.original_exception, "sqlstate", None) or "none"),
     )
     return seen
+
+
+def test_a_commit_that_comes_late_is_waited_for(ledger: Ledger) -> None:
+    """While a transaction is under way nothing later than its beginning is settled; then all that was written is."""
+    db = Database(ledger.db.engine.url.render_as_string(hide_password=False))
+    with contextlib.closing(db):
+        with db.write() as late:
+            written_at = db.now(late)
+            with db.read() as c:
+                held_back = db.settled(c)
+        with db.read() as c:
+            then = db.settled(c)
+    assert held_back is not None
+    assert then is not None
+    assert held_back <= written_at < then
 
 
 Operation = Callable[[Ledger, Identity, list[Claimed]], object]

@@ -38,7 +38,9 @@ def answer(ledger: Ledger, batch_id: str, *states: JobState) -> None:
 
 def results(ledger: Ledger, batch_id: str, state: str | None = None) -> dict[str, tuple[str, str | None]]:
     """id -> state, and the retry that it is from."""
-    lines = map(json.loads, reading.results(ledger.db, batch_id, state))
+    found = list(reading.results(ledger.db, batch_id, state))
+    assert sorted(reading.recorded(ledger.db, batch_id, state)) == sorted(found)
+    lines = map(json.loads, found)
     return {line["id"]: (line["state"], line.get("retry")) for line in lines}
 
 

@@ -57,6 +57,19 @@ def test_results_are_what_has_ended_in_input_order(ledger: Ledger) -> None:
     assert [line["id"] for line in lines(ledger, batch_id)] == ["j1", "j3", "j5"]
 
 
+def test_results_in_the_order_of_recording(ledger: Ledger) -> None:
+    """What is recorded later comes behind, so that a running batch is read on from the number of lines read so far."""
+    batch_id, _, held = ledger.running(5)
+    found: list[str] = []
+    for n in (4, 0, 2):
+        ledger.record(outcome(held[n], JobState.FAILED if n == 0 else JobState.DONE))
+        ledger.wait(1)
+        found += [json.loads(line)["id"] for line in reading.recorded(ledger.db, batch_id, None, len(found))]
+    assert found == ["j5", "j1", "j3"]
+    assert [json.loads(line)["id"] for line in reading.recorded(ledger.db, batch_id, None, 1, 1)] == ["j1"]
+    assert [json.loads(line)["id"] for line in reading.recorded(ledger.db, batch_id, "done", 1)] == ["j3"]
+
+
 def test_results_of_one_state(ledger: Ledger) -> None:
     """Only the failed, only the done."""
     batch_id, _, held = ledger.running(3)

@@ -125,7 +125,7 @@ def test_refused_jobs_are_counted_without_a_call(ledger: Ledger) -> None:
     route = Route("small", state=JobState.REFUSED, verdict={"reasons": [{"id": "x", "reason": "too secret"}]})
     batch_id = ledger.submit(2, job={"route": route, "app": "shop"}, opened=False)
     assert ledger.calls() == []
-    submit.open_batch(ledger.db, batch_id)
+    submit.open_batch(ledger.db, batch_id, 2)
     assert {(r.ended, r.decision, r.reason, r.sent, r.app) for r in ledger.calls()} == {
         ("refused", "refuse", "too secret", False, "shop")
     }

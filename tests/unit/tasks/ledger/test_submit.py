@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
-from tasks.errors import Conflict, PoolError
+from tasks.errors import Conflict, GivenUp, PoolError
 from tasks.ledger import submit
 from tasks.schemas import NewJob
 from tasks.tables import AT_ONCE, Batch, Body, Job
@@ -46,7 +46,7 @@ def test_commits_are_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) ->
     event.listen(ledger.db.engine, "commit", lambda _: commits.append(len(taken)))
     assert submit.add(ledger.db, batch_id, lines()) == 10
     assert commits == [4, 8, 10]
-    submit.open_batch(ledger.db, batch_id)
+    submit.open_batch(ledger.db, batch_id, 10)
     assert [j.line for j in ledger.jobs(batch_id)] == list(range(1, 11))
 
 
@@ -68,7 +68,7 @@ def test_a_loading_batch_is_hidden(ledger: Ledger) -> None:
     batch_id = ledger.submit(3, opened=False)
     ledger.worker()
     assert ledger.fill() == 0
-    submit.open_batch(ledger.db, batch_id)
+    submit.open_batch(ledger.db, batch_id, 3)
     assert ledger.fill() == 3
 
 
@@ -122,7 +122,7 @@ def test_a_submit_waits_for_the_same_one_under_way(ledger: Ledger) -> None:
     found: list[tuple[str, bool]] = []
     other = threading.Thread(target=lambda: found.append(submit.begin(ledger.db, name=None, key="k", body_hash="h")))
     other.start()
-    submit.open_batch(ledger.db, first)
+    submit.open_batch(ledger.db, first, 2)
     other.join()
     assert found == [(first, False)]
 
@@ -134,7 +134,7 @@ def test_two_submits_of_a_new_key_make_one_batch(ledger: Ledger) -> None:
     def run() -> None:
         batch_id, fresh = submit.begin(ledger.db, name=None, key="k", body_hash="h")
         if fresh:
-            submit.open_batch(ledger.db, batch_id)
+            submit.open_batch(ledger.db, batch_id, 0)
         found.append((batch_id, fresh))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
@@ -152,7 +152,7 @@ def test_a_load_that_was_given_up_cannot_go_on(ledger: Ledger) -> None:
     with pytest.raises(PoolError, match="submit again"):
         submit.add(ledger.db, batch_id, new_jobs(1))
     with pytest.raises(PoolError, match="submit again"):
-        submit.open_batch(ledger.db, batch_id)
+        submit.open_batch(ledger.db, batch_id, 0)
     assert not ledger.all(Job)
     assert not ledger.all(Body)
 
@@ -163,7 +163,7 @@ def test_nothing_is_added_to_an_open_batch(ledger: Ledger) -> None:
     with pytest.raises(PoolError):
         submit.add(ledger.db, batch_id, new_jobs(2))
     with pytest.raises(PoolError):
-        submit.open_batch(ledger.db, batch_id)
+        submit.open_batch(ledger.db, batch_id, 1)
     assert ledger.batch(batch_id).total == 1
 
 
@@ -177,6 +177,36 @@ def test_dropping_takes_bounded_steps(ledger: Ledger, monkeypatch: pytest.Monkey
     assert len(commits) == 4
     assert not ledger.all(Batch)
     assert not ledger.all(Body)
+
+
+def test_a_load_half_dropped_cannot_go_on(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once some of it is dropped, its loader neither adds to it nor opens it, whatever it counts."""
+    batch_id = ledger.submit(10, opened=False)
+    monkeypatch.setattr(submit, "COMMIT_JOBS", 4)
+    assert submit._drop_some(ledger.db, batch_id)
+    with pytest.raises(GivenUp):
+        submit.open_batch(ledger.db, batch_id, 10)
+    with pytest.raises(GivenUp):
+        submit.add(ledger.db, batch_id, new_jobs(1))
+    submit.drop_loading(ledger.db, batch_id)
+
+
+def test_a_loader_adds_to_its_own_lines_only(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another has added to the same batch, nothing of this one comes in beside it, and it is not opened."""
+    monkeypatch.setattr(submit, "COMMIT_JOBS", 2)
+    batch_id, _ = submit.begin(ledger.db, name=None)
+
+    def lines() -> Iterator[NewJob]:
+        for one in new_jobs(6):
+            if one.line == 1:
+                submit.add(ledger.db, batch_id, new_jobs(2))
+            yield one
+
+    with pytest.raises(GivenUp):
+        submit.add(ledger.db, batch_id, lines())
+    with pytest.raises(GivenUp):
+        submit.open_batch(ledger.db, batch_id, 6)
+    assert [j.line for j in ledger.jobs(batch_id)] == [1, 2]
 
 
 def test_only_a_loading_batch_can_be_dropped(ledger: Ledger) -> None:

@@ -1,0 +1,108 @@
+"""What of the HTTP API no client brings about at will: errors of the ledger, leaving at one moment or another."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
+from starlette.requests import ClientDisconnect
+
+from api.http import direct, errors
+from api.http.app import create_app
+from api.use_cases import direct as requests
+from api.use_cases.pool import Pool
+from api.use_cases.validating import validate
+from tasks.ledger import endings
+from tasks.settings import Settings
+from tests.unit.api.test_validating import batch_of
+from workers.backends import Delta
+from workers.direct import Wish
+
+
+def ask(app: FastAPI, path: str) -> httpx.Response:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get(path)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OperationalError("", None, Exception()), 503),
+        (NoConnection(), 503),
+        (DataError("", None, Exception()), 400),
+    ],
+)
+def test_errors_of_the_ledger(error: Exception, status: int) -> None:
+    """A ledger that has no connection left is away as one that does not answer; what it cannot keep is a fault."""
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/")
+    def fails() -> None:
+        raise error
+
+    found = ask(app, "/")
+    assert (found.status_code, "retry-after" in found.headers) == (status, status == 503)
+    assert "error" in found.json()
+
+
+def test_only_files_that_are_shown_are_measured(tmp_path: Path) -> None:
+    """A page of a list counts the bytes of its own files of results, not of all there are."""
+    pool = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    try:
+        for _ in range(3):
+            batch_id = batch_of(pool, 1)
+            validate(pool, batch_id)
+            endings.cancel(pool.db, batch_id)
+        app = create_app(pool)
+        found = ask(app, "/v1/files?purpose=batch_output&limit=1").json()
+        assert found["has_more"]
+        assert [file["bytes"] > 0 for file in found["data"]] == [True]
+        assert list(app.state.sizes) == [file["id"] for file in found["data"]]
+    finally:
+        pool.db.close()
+
+
+@pytest.mark.parametrize("moment", ["before the first piece is sent", "after"])
+def test_a_client_that_leaves_a_stream(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Whenever the client of a stream goes away, the call at the model server is closed."""
+    ended: list[str] = []
+
+    async def call(request: Request, asked: requests.Request) -> Any:
+        assert asked.wish.on_delta is not None
+        asked.wish.on_delta(Delta("first"))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("closed")
+
+    async def send(message: Any) -> None:
+        if moment != "after" or message["type"] == "http.response.body":
+            raise OSError("the client is gone")
+
+    async def run() -> None:
+        request = Request({"type": "http", "asgi": {"spec_version": "2.4"}, "headers": []})
+        pieces = direct.Pieces(request, requests.Request(job=None, wish=Wish()))  # type: ignore[arg-type]
+        await pieces.begin()
+
+        async def events() -> Any:
+            async for delta in pieces:
+                yield delta.text.encode()
+
+        answer = direct.Streamed(pieces, events(), {})
+        with pytest.raises(ClientDisconnect):
+            await answer(request.scope, request.receive, send)
+        assert ended == ["closed"]
+
+    monkeypatch.setattr(direct, "run", call)
+    asyncio.run(run())

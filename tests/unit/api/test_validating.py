@@ -1,0 +1,103 @@
+"""Uploaded batches on their way into the ledger, whoever loads them, and however many at once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from api.use_cases import uploads
+from api.use_cases.pool import Pool
+from api.use_cases.validating import validate
+from tasks.errors import QueueFull
+from tasks.ledger import api_batches, api_keys, submit
+from tasks.ledger.api_batches import Whose
+from tasks.ledger.api_keys import Scope
+from tasks.settings import Settings
+from tests.support.at_once import at_once
+from tests.unit.databases import ClockedDatabase
+from tests.unit.ledgers import Ledger
+
+#: times that loaders are let loose on each other; each time they meet somewhere else
+ROUNDS = 5
+
+
+@pytest.fixture(params=["sqlite_db", "postgres_db"])
+def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """A ledger in either database."""
+    db: ClockedDatabase = request.getfixturevalue(request.param)
+    made = Ledger(db)
+    yield made
+    made.check()
+
+
+@pytest.fixture
+def pool(ledger: Ledger, tmp_path: Path) -> Pool:
+    """A pool over it; Redis is not there."""
+    made = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    made.db = ledger.db
+    return made
+
+
+def batch_of(pool: Pool, n: int, owner: str = "") -> str:
+    """A batch of a file of n lines, which is to be validated."""
+    body = {"model": "small", "messages": [{"role": "user", "content": "A note."}]}
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    content = b"\n".join(orjson.dumps({"custom_id": f"line-{i}", **line}) for i in range(n))
+    file = uploads.keep(pool, io.BytesIO(content), "a.jsonl", owner)
+    values: dict[str, Any] = {"owner": owner, "endpoint": "/v1/chat/completions", "input_file_id": file.id}
+    seen, _ = api_batches.create(pool.db, {**values, "window": "24h", "said": {}}, 3600.0)
+    return str(seen.api.id)
+
+
+def state(pool: Pool, batch_id: str) -> str:
+    seen = api_batches.seen(pool.db, batch_id, Whose(everybody=True))
+    assert seen is not None
+    return str(seen.api.state)
+
+
+def test_two_processes_load_one_batch(ledger: Ledger, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two who take each other for dead and begin it anew, one loads it: every line is there once."""
+    monkeypatch.setattr(submit, "LOADING_SILENT_S", -1.0)
+    monkeypatch.setattr(submit, "COMMIT_JOBS", 3)
+    for _ in range(ROUNDS):
+        batch_id = batch_of(pool, 40)
+        at_once(*[partial(validate, pool, batch_id)] * 2)
+        while state(pool, batch_id) == "validating":  # as the next look does
+            validate(pool, batch_id)
+        assert [j.line for j in ledger.jobs(batch_id)] == list(range(1, 41))
+        assert (ledger.batch(batch_id).state, ledger.batch(batch_id).total) == ("open", 40)
+
+
+def key_of(pool: Pool, most: int) -> str:
+    """A key's owner."""
+    return str(api_keys.find(pool.db, api_keys.make(pool.db, "few", [Scope.SUBMIT], most_queued=most)).id)  # type: ignore[union-attr]
+
+
+def test_a_batch_larger_than_its_key_may_have(ledger: Ledger, pool: Pool) -> None:
+    """It fails with the reason, and nothing of it is loaded; one that fits is."""
+    owner = key_of(pool, 3)
+    fits, exceeds = batch_of(pool, 2, owner), batch_of(pool, 2, owner)
+    with pytest.raises(QueueFull):  # each counts as one before it is loaded
+        api_batches.check_room(pool.db, owner, 2)
+    validate(pool, fits)
+    validate(pool, exceeds)
+    assert (state(pool, fits), state(pool, exceeds)) == ("loaded", "failed")
+    seen = api_batches.seen(pool.db, exceeds, Whose(owner))
+    assert seen is not None
+    assert seen.row is None
+    assert [error["code"] for error in seen.api.errors] == ["queue_limit"]
+    assert len(ledger.jobs(fits)) == 2
+
+
+def test_batches_of_a_key_opened_at_once(ledger: Ledger, pool: Pool) -> None:
+    """However many of its batches are opened at the same moment, a key never has more jobs than it may."""
+    owner = key_of(pool, 5)
+    made = [batch_of(pool, 2, owner) for _ in range(4)]
+    at_once(*(partial(validate, pool, one) for one in made))
+    assert sorted(state(pool, one) for one in made) == ["failed", "failed", "loaded", "loaded"]
