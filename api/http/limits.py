@@ -85,7 +85,8 @@ class _Body:
         if self._is_over:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), self._patience_s)
+            async with asyncio.timeout(self._patience_s):  # `wait_for` would make a task of it
+                message = await self._receive()
         except TimeoutError:
             raise _Refused(ApiError(408, "The request's body came too slowly.", headers=_CLOSE)) from None
         if message["type"] == "http.request":
