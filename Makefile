@@ -20,13 +20,14 @@ test acceptance: export PYTHONDONTWRITEBYTECODE :=
 # three processes for two cores, as tests wait for one another's; files with the longest tests first, in this order: else
 # those with few tests come last, and one core waits for the other
 test: setup  ## the quick suite: unit, contract, integration
-	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick \
+	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick -m "not slow" \
 		tests/integration tests/contract tests/unit
 
 LONGEST := large_batch audit_sample nodes hours lives_of_jobs
-acceptance: setup  ## the README's own commands, what leaves and what escalates, large batches, many lives of jobs
+acceptance: setup  ## the slow tests, the README's own commands, what leaves and what escalates, large batches, many lives of jobs
 	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 		$(LONGEST:%=tests/acceptance/test_%.py) tests/acceptance
+	@$(PY) -m pytest -q -n 3 --dist loadfile -m "slow and not hypothesis" tests/integration tests/contract tests/unit
 	@$(PY) -m pytest -q -n 2 --dist loadfile -m hypothesis tests/unit
 
 lint: setup  ## ruff, mypy, import-linter

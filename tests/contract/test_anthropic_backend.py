@@ -295,6 +295,7 @@ def test_what_the_protocol_cannot_say_fails_that_job(messages: list[dict[str, An
         answer(Call("embed", "claude-sim", inputs=["x"], clearance=LEAVES))
 
 
+@pytest.mark.slow
 def test_the_packages_own_logging_shows_no_prompt() -> None:
     """With ANTHROPIC_LOG=debug, and a root logger that writes everything, nothing of a prompt is shown."""
     code = (

@@ -138,6 +138,7 @@ def test_what_is_no_text_fails_that_job(tmp_path: Path) -> None:
             run(program(tmp_path, "print(1)"), call)
 
 
+@pytest.mark.slow
 def test_one_that_leaves_something_running_has_answered(tmp_path: Path) -> None:
     """A program that has ended is not waited for longer because what it started holds its pipe."""
     code = "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True); print('done', p.pid)"

@@ -139,6 +139,7 @@ def test_the_helpers_way_looks_too(kind: str, model: str) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_cloud_backend_is_made_for_reach_cloud_only() -> None:
     """Without a border of reach cloud there is no backend for Anthropic at all."""
     with pytest.raises(ConfigError):

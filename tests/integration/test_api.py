@@ -91,6 +91,7 @@ def result_ids(api: Api, path: str, asked: str = "") -> list[str]:
     return [json.loads(line)["id"] for line in api.ask("GET", f"{path}/results{asked}").text.splitlines()]
 
 
+@pytest.mark.slow
 def test_jobs_without_keys(open_api: Api) -> None:
     """Lines are submitted, watched event by event, and read from where one likes; all on an API that is still open."""
     made = open_api.ask("POST", "/jobs?name=mine&priority=3", content=jsonl(LINES)).json()
@@ -105,6 +106,7 @@ def test_jobs_without_keys(open_api: Api) -> None:
     assert result_ids(open_api, path, "?offset=1&limit=3") == whole[1:4]
 
 
+@pytest.mark.slow
 def test_a_running_batch_is_read_in_pieces(open_api: Api) -> None:
     """Read on from the number of lines read so far, a batch that runs gives every line once and none twice."""
     slow = [{"id": f"line-{i}", "category": "summarize", "prompt": f"{i} [[sim:delay={i * 7 % 3}]]"} for i in range(60)]
@@ -189,6 +191,7 @@ def test_either_way_of_giving_it(api: Api, keys: dict[str, str]) -> None:
         assert api.ask("GET", "/v1/models", headers=headers).status_code == 200
 
 
+@pytest.mark.slow
 def test_one_never_sees_anothers(api: Api, keys: dict[str, str]) -> None:
     """Files and batches of one key are not there for another; an administrator sees them all."""
     with api.client(keys["one"]) as one, api.client(keys["other"]) as other, api.client(keys["admin"]) as admin:
@@ -234,6 +237,7 @@ def test_requests_a_minute(api: Api, keys: dict[str, str]) -> None:
     assert 0 < int(replies[-1].headers["retry-after"]) <= 60
 
 
+@pytest.mark.slow
 def test_unfinished_jobs(api: Api, keys: dict[str, str], pool: TestPool) -> None:
     """What would give a key more unfinished jobs than it may have is refused, however it comes."""
     mine, prompt = bearer(keys["few"]), "x [[sim:delay=600]]"
@@ -313,6 +317,7 @@ def test_nul_characters(api: Api, keys: dict[str, str], path: str) -> None:
     assert api.ask("GET", path, headers=bearer(keys["one"])).status_code == 400
 
 
+@pytest.mark.slow
 def test_long_submits_hold_nobody_else_up(api: Api, keys: dict[str, str], pool: TestPool) -> None:
     """While many submits wait for the ledger's write lock, what only reads is answered at once."""
     mine = bearer(keys["one"])
@@ -355,6 +360,7 @@ def test_a_body_that_never_comes(api: Api, keys: dict[str, str]) -> None:
         assert api.ask("GET", "/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_no_request_is_too_strange(api: Api, keys: dict[str, str]) -> None:
     """Whatever the OpenAPI document allows, no answer is a 500, and every error has the shape of its path's clients."""
     import schemathesis  # only here: it takes seconds

@@ -25,6 +25,8 @@ from tests.support.waiting import eventually
 from tests.unit.databases import opened
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 JOBS = 120
 
 

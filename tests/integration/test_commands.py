@@ -66,6 +66,7 @@ def stuck(pool: TestPool, simulator: BackgroundSimulator) -> Iterator[str]:
     pool.cli("cancel", batch)
 
 
+@pytest.mark.slow
 def test_submit_prints_the_id_and_nothing_else_on_stdout(pool: TestPool) -> None:
     """stdout is the batch's id, so that a shell can keep it; --json says more."""
     ran = pool.cli("submit", "-", "--name", "mine", stdin=jsonl(summaries("One.")))
@@ -77,6 +78,7 @@ def test_submit_prints_the_id_and_nothing_else_on_stdout(pool: TestPool) -> None
     assert set(ran.json) == {"id", "jobs", "rejected", "new"}
 
 
+@pytest.mark.slow
 def test_submit_wait_writes_the_results_in_input_order(pool: TestPool, tmp_path: Path) -> None:
     """--wait: progress on stderr, results on stdout or in OUT, in the order of the input whatever ends first."""
     jobs = summaries("Slow. [[sim:delay=0.5]]", *(f"Number {i}." for i in range(20)))
@@ -132,6 +134,7 @@ def test_not_in_time_is_exit_4_and_the_work_goes_on(pool: TestPool, stuck: str) 
         assert pool.cli("cancel", batch).code == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_batch_running_and_says_how_to_come_back(
     pool: TestPool, simulator: BackgroundSimulator
 ) -> None:
@@ -240,6 +243,7 @@ def test_every_command_explains_itself(command: tuple[str, ...], pool: TestPool)
     assert ran.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_executable_is_the_same_program(pool: TestPool) -> None:
     """The installed `offload` answers with the same codes and the package's version."""
     version = executable(pool.environment, "--version")
@@ -250,6 +254,7 @@ def test_the_executable_is_the_same_program(pool: TestPool) -> None:
     assert ran.stderr.startswith("offload: there is no batch")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_fault(pool: TestPool) -> None:
     """`offload results ID | head -1` ends quietly."""
     batch = pool.submit([{"category": "embed", "input": [f"{i}-{k}" for k in range(8)]} for i in range(12)])
@@ -279,6 +284,7 @@ def test_run_prints_the_output(pool: TestPool) -> None:
     assert all(isinstance(x, float) for x in vector)
 
 
+@pytest.mark.slow
 def test_run_through_the_executable(pool: TestPool) -> None:
     """The real executable runs a job that is piped to it."""
     ran = executable(pool.environment, "run", "summarize", "-", "--timeout", "60", stdin=b"A short note.")
@@ -341,6 +347,7 @@ def test_a_whole_pool_is_fine(pool: TestPool) -> None:
     assert ran.code == 1
 
 
+@pytest.mark.slow
 def test_simulate_serves_and_stops_on_a_signal(pool: TestPool) -> None:
     """`offload simulate --port 0` says where it listens, answers, and ends with 0 on SIGTERM; a used port is exit 2."""
     with started(pool.environment, "simulate", "--port", "0", stderr=subprocess.PIPE) as process:

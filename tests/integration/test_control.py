@@ -64,6 +64,7 @@ def states(pool: TestPool, batch: str) -> list[str]:
     return [line["state"] for line in pool.results(batch)]
 
 
+@pytest.mark.slow
 def test_pause_and_resume(pool_: TestPool) -> None:
     """Within a second nothing more of it starts; what runs finishes; after resume the rest is done."""
     batch = pool_.submit(summaries(24, SLOWER))
@@ -99,6 +100,7 @@ def test_a_node_is_resumed_too(pool_: TestPool) -> None:
     assert (ran.code, ran.json) == (0, {"id": "here", "kind": "node"})
 
 
+@pytest.mark.slow
 def test_retry(pool_: TestPool) -> None:
     """The lines that were not done again, with the same ids; results of the first follow; twice at once is refused."""
     jobs = [
@@ -181,6 +183,7 @@ def test_deadlines(pool_: TestPool) -> None:
         assert words in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_high_priority_goes_first(pool_: TestPool) -> None:
     """On a busy pool 20 urgent jobs end before anything of the long batch that was not in hand when they came."""
     low = pool_.submit(summaries(300, SLOW))
@@ -197,6 +200,7 @@ def test_a_high_priority_goes_first(pool_: TestPool) -> None:
         assert len(between.all()) <= WINDOW * IN_FLIGHT + IN_FLIGHT
 
 
+@pytest.mark.slow
 def test_the_time_left(pool_: TestPool) -> None:
     """Unknown with the reason where nobody serves the class; else from what the class does lately."""
     unserved = pool_.submit([{"category": "reason", "prompt": "Why?"}])

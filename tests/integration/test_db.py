@@ -40,6 +40,7 @@ def test_the_tables_are_made_and_then_left_alone(environment: dict[str, str]) ->
     assert "already" in offload(environment, "db", "upgrade").stderr
 
 
+@pytest.mark.slow
 def test_waiting_for_a_batch_outlives_a_restart_of_the_database(tmp_path: Path) -> None:
     """`wait` goes on when PostgreSQL is back, and ends with the batch."""
     server = Postgres()

@@ -96,6 +96,7 @@ def depth(nodes: list[dict[str, Any]], what: str) -> int:
     return max((depth(n.get("parts", []), what) + (n["what"] == what) for n in nodes), default=0)
 
 
+@pytest.mark.slow
 def test_this_repository_while_a_worker_dies(pool: TestPool, folder: Path) -> None:
     """All of `tasks/**/*.py`, long files in pieces, merges in a tree, kill -9 of a worker: one overview of all."""
     shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
@@ -177,6 +178,7 @@ def test_failed_inputs_are_named(pool: TestPool, folder: Path) -> None:
     assert "## 2\n\n(no answer)" in ran.text
 
 
+@pytest.mark.slow
 def test_a_quorum_does_not_wait(pool: TestPool, folder: Path) -> None:
     """Enough answers are merged while one hangs, which is cancelled and named."""
     rows = "name,text\none,a note\ntwo,another\nthree,[[sim:hang]]\n"
@@ -269,6 +271,7 @@ def test_nobody_needs_to_wait(pool: TestPool, folder: Path) -> None:
     assert (unknown.code, "there is no fan-out 'fan_nothing'" in unknown.stderr) == (5, True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_it_running(pool: TestPool, folder: Path) -> None:
     """Exit 130 with the command that comes back; the fan-out goes on to its end."""
     notes(folder, a_md="A note. [[sim:delay=2]]")
@@ -304,6 +307,7 @@ WANTED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_over_http(pool: TestPool, api: Api) -> None:
     """Submitted, watched and fetched as JSON; beat does the merging; a repeated key is the same fan-out."""
     made = [api.ask("POST", "/fan-outs", json=WANTED, headers={"idempotency-key": "h"}).json() for _ in range(2)]
@@ -351,6 +355,7 @@ def test_bad_requests(api: Api, pool: TestPool, changes: dict[str, Any], words: 
     assert api.ask("GET", "/fan-outs/fan_nothing").status_code == 404
 
 
+@pytest.mark.slow
 def test_keys_see_their_own(pool: TestPool, api: Api) -> None:
     """One key's fan-out, and the batches of its merges, are not another's; an administrator sees both."""
     made: dict[str, tuple[str, ...]] = {"a": (), "b": (), "c": ("--scope", "admin")}
@@ -370,6 +375,7 @@ def _done(api: Api, id_: str, head: dict[str, str]) -> Any:
     return found if found["state"] == Stage.DONE else None
 
 
+@pytest.mark.slow
 def test_by_hand_with_openai(pool: TestPool, api: Api, folder: Path) -> None:
     """The documentation's program, with only its address and key changed: a batch, and a second call that merges."""
     notes(folder, a_md="A note.", b_md="Another.")

@@ -19,6 +19,8 @@ from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 #: what a model may answer with -> the job's state and the error's code
 BAD_ANSWERS = {
     "nul": ("done", None),

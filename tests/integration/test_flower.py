@@ -29,6 +29,8 @@ from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 #: in every prompt, and so in answers and errors that quote it
 SECRET = "quetzalcoatl"
 #: categories of the batch's jobs, and the class that each is of

@@ -14,6 +14,8 @@ from tests.support.pool import TestPool, running
 from tests.support.processes import playing
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = {
     "type": "object",
     "properties": {"ok": {"type": "boolean"}},

@@ -55,6 +55,7 @@ def lines_of(pool: TestPool) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_roles_say_what_they_do_and_not_what_was_said(pool: TestPool) -> None:
     """Done, failing and broken jobs at debug level, a Redis that goes and comes, and an orderly end.
 
@@ -96,6 +97,7 @@ def test_roles_say_what_they_do_and_not_what_was_said(pool: TestPool) -> None:
     assert all({"job", "batch", "error"} <= set(line) for line in said if line["event"] == "an attempt failed")
 
 
+@pytest.mark.slow
 def test_a_role_that_cannot_start_says_so_as_json(pool: TestPool) -> None:
     """The error that ends it is a line like the others, its exit code the same."""
     plain = executable(pool.environment | {"OFFLOAD_LOG_FORMAT": "console"}, "worker", "--provider", "nobody")

@@ -22,6 +22,8 @@ from tests.support.processes import of_folder
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 MARK = "zanzibar"
 
 

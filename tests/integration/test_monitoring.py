@@ -25,6 +25,8 @@ from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 OPS = Path(__file__).parents[2] / "ops"
 RULES = yaml.safe_load((OPS / "prometheus" / "alerts.yml").read_text())
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}

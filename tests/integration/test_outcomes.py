@@ -21,6 +21,8 @@ from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "ops" / "examples" / "jobs.jsonl"
 LONG = "word " * 10_000
 

@@ -20,6 +20,8 @@ from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 calls = CallRow.__table__  # type: ignore[attr-defined]
 
 

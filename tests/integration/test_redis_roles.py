@@ -20,6 +20,8 @@ from tests.support.redis_roles import OPS, ROLES, RedisOfRoles
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisOfRoles]:

@@ -22,6 +22,8 @@ from tests.support.pool import TestPool, clean_environment, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 UNITS = Path(__file__).parents[2] / "ops" / "systemd"
 ALL = [*ROLES.values(), role("worker:ollama")]
 

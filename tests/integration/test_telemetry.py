@@ -66,6 +66,7 @@ def job(name: str, **fields: Any) -> dict[str, Any]:
     return {"id": name, "category": "plain", "prompt": f"A note of {SECRET}.", "privacy": "cloud_ok"} | fields
 
 
+@pytest.mark.slow
 def test_a_call_says_what_was_decided_and_what_it_took(pool: TestPool) -> None:
     """At home, escalated by the policy, on to the cloud after failures, refused: each with its reason and its price."""
     batch = pool.submit(

@@ -21,6 +21,8 @@ from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 #: stands in every prompt
 MARK = "zanzibar"
 

@@ -31,6 +31,8 @@ from tests.support.pool import HURRY, clean_environment
 from tests.support.processes import end_all, of_folder, playing
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 
 class Home:
     """A folder for `offload up`, and what there is of it."""

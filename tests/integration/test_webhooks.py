@@ -18,6 +18,8 @@ from tests.support.pool import running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     import openai
 else:

@@ -111,6 +111,7 @@ def test_a_moment_stays_where_it_is_while_standard_input_is_read(home: Path) -> 
     assert deadlines(home) == [pytest.approx(moment.timestamp(), abs=0.9 * SLOW_S)]
 
 
+@pytest.mark.slow
 def test_a_moment_that_passes_meanwhile_is_told(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_nothing_is_wrong_with_a_ledger_at_work(pool: Pool) -> None:
     assert deep(pool, fix=True) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_each_damage_is_named_and_mended_where_that_is_safe(name: str, ledger: Ledger, pool: Pool) -> None:
     """What is wrong is said with its place and a fix; --fix mends what can be mended, and leaves the rest as it was."""

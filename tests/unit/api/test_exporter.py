@@ -164,6 +164,7 @@ def hole() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_what_never_answers_holds_no_scrape_up(hole: int) -> None:
     """A black hole for a ledger and another one for a Redis: both away, in time, scrape after scrape."""
     made = Scraped(f"postgresql://offload@127.0.0.1:{hole}/x", lambda: f"redis://127.0.0.1:{hole}/0")

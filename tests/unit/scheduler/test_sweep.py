@@ -250,6 +250,7 @@ def test_a_redis_that_takes_no_writes_is_told(
     assert [row.kind for row in ledger.all(Event)] == ["broker", "broker_up"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("down", ["redis", "sender"])
 def test_a_redis_that_is_away_stops_only_what_needs_it(
     ledger: Ledger, broker: redis.Redis, sent: str, down: str

@@ -240,6 +240,7 @@ def test_a_redis_that_goes_away_keeps_what_it_got(ledger: Ledger) -> None:
     assert [s.id for s in ledger.slices()] == [s[0] for s in ledger.sender.slices]
 
 
+@pytest.mark.slow
 def test_classes_of_one_provider_take_turns(ledger: Ledger) -> None:
     """One class has the provider until another's oldest job has waited 60 s; then they change."""
     small, coder = ledger.submit(500), ledger.submit(500, model_class="coder")

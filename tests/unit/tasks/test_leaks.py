@@ -150,6 +150,7 @@ def test_a_wrapped_thought_never_survives(family: str, mess: str, before: str, a
     assert SECRET in answer.reasoning
 
 
+@pytest.mark.slow
 def test_hostile_repetition_stays_quick() -> None:
     """A megabyte of unmatched markers and fences costs a moment, not minutes."""
     for text in ("(<think><think></think>)" * 40_000, "```py\n" * 150_000 + "</think>", "<|end|>" * 100_000):

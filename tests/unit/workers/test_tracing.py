@@ -37,6 +37,7 @@ def test_traces_are_off_unless_a_collector_is_named(environment: dict[str, str],
     assert wanted(environment) is on
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_when_they_are_off() -> None:
     """A worker without traces loads nothing that makes or sends them."""
     made = "'opentelemetry.sdk.trace', 'opentelemetry.exporter'"

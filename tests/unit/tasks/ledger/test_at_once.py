@@ -221,6 +221,7 @@ def test_a_result_against_a_cancel_against_the_sweep(ledger: Ledger) -> None:
         ledger.check()
 
 
+@pytest.mark.slow
 def test_groups_against_batch_wide_cancels(ledger: Ledger, errors: list[str]) -> None:
     """For a while: deadlocks are tried again and none comes through, and every count is exact."""
     over = threading.Event()

@@ -221,6 +221,7 @@ def test_many_threads_open_a_new_ledger(place: str) -> None:
     assert len(rows(place)["pool"]) == 1
 
 
+@pytest.mark.slow
 def test_processes_open_new_ledgers_at_once(postgres: Postgres, tmp_path: Path) -> None:
     """Two roles that start together, on either database, both get it."""
     places = [*(postgres.create(f"at_once_{n}") for n in range(3)), *(f"sqlite:///{tmp_path}/{n}.db" for n in range(3))]

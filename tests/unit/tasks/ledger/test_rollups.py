@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from sqlalchemy import insert
 
 from scheduler import rollups as service
@@ -27,11 +28,13 @@ def test_every_figure_is_checked() -> None:
     assert set(FIGURES) | {"audits", "audits_agreed"} == set(SUMS)
 
 
+@pytest.mark.slow
 def test_i6_in_a_file(sqlite_db: ClockedDatabase) -> None:
     """After every run each hour is the sum of its calls, and after a prune it stays what it was: a few histories."""
     live(sqlite_db, QUICK)
 
 
+@pytest.mark.slow
 def test_i6_in_postgresql(postgres_db: ClockedDatabase) -> None:
     """The same."""
     live(postgres_db, QUICK)

@@ -122,6 +122,7 @@ def test_a_ledger_of_the_first_release_is_brought_to_this_one(sqlite_db: Clocked
         db.close()
 
 
+@pytest.mark.slow
 def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexing half an hour ends in no timeout of the server's or of ours, nor does a pause; after it all are back."""
     limits = "-c statement_timeout=300 -c idle_in_transaction_session_timeout=300"
