@@ -76,7 +76,7 @@ def fill(db: Database, sender: SliceSender, reaches: Mapping[str, Reach], times:
 def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Sent]:
     with db.read() as c:  # most looks end here, without the write lock
         now = db.now(c)
-        if not _queues(c, _named(reaches, _live_workers(c, now - times.worker_gone)), now):
+        if not _due_classes(c, _named(reaches, _live_workers(c, now - times.worker_gone)), now):
             return []
     with db.write(durable=False) as c:
         db.alone(c, DISPATCH_LOCK)
@@ -84,7 +84,7 @@ def _choose(db: Database, reaches: Mapping[str, Reach], times: Times) -> list[Se
         live = _live_workers(c, now - times.worker_gone)
         furthest = _named(reaches, live)
         queues = _queues(c, furthest, now)
-        unclaimed, fresh = _unclaimed(c), _unclaimed(c, slices.c.sent_at > now - times.slice_lost / 2)
+        unclaimed, fresh = _unclaimed(c, 0.0), _unclaimed(c, now - times.slice_lost / 2)
         waiting = {name: _summary(found) for name, found in queues.items()}
         turns = {s.name: next_turn(s, waiting, unclaimed, now, times.turn) for s in live}
         _keep_turns(c, live, turns, now)
@@ -125,14 +125,23 @@ def _named(reaches: Mapping[str, Reach], live: Sequence[LiveWorker]) -> dict[str
 
 def _queues(c: Connection, furthest: Mapping[str, Reach], now: float) -> dict[str, Sequence[Row[Any]]]:
     """The classes in which something is due, and their batches."""
-    return {n: found for n, r in sorted(furthest.items()) if (found := _waiting_batches(c, _Queue(n, _tiers(r), now)))}
+    due = _due_classes(c, furthest, now)
+    return {n: found for n in due if (found := _waiting_batches(c, _Queue(n, _tiers(furthest[n]), now)))}
+
+
+def _due_classes(c: Connection, furthest: Mapping[str, Reach], now: float) -> list[str]:
+    """The classes in which something is due."""
+    classes = tuple((name, _tiers(reach)) for name, reach in sorted(furthest.items()))
+    if not classes:
+        return []
+    row = c.execute(_due_query(classes), {"now": now}).one()
+    return [name for (name, _), due in zip(classes, row, strict=True) if due]
 
 
 def _live_workers(c: Connection, seen_since: float) -> list[LiveWorker]:
-    query = select(workers).where(workers.c.last_seen > seen_since, workers.c.consuming).order_by(workers.c.name)
     return [
         LiveWorker(r.name, tuple(r.classes), r.capacity, r.turn_class, r.turn_since, r.reach)
-        for r in c.execute(query).all()
+        for r in c.execute(_LIVE, {"seen_since": seen_since}).all()
     ]
 
 
@@ -141,27 +150,58 @@ def _waiting_batches(c: Connection, queue: _Queue) -> Sequence[Row[Any]]:
     return c.execute(_waiting_query(queue.tiers), {"name": queue.name, "now": queue.now}).all()
 
 
-@functools.cache  # every look asks it of every class, and making it takes longer than asking it
+# Every look asks these, and making a statement takes longer than asking it: each is made once.
+
+
+@functools.cache
 def _waiting_query(tiers: tuple[str, ...]) -> Select[Any]:
-    may_be_sent = _may_be_sent(bindparam("name"), bindparam("now"))
-    due = or_(*(exists().where(jobs.c.batch_id == batches.c.id, *may_be_sent, jobs.c.tier == t) for t in tiers))
     return (
         select(batches.c.id, batches.c.priority, batches.c.opened_at, batches.c.open)
-        .where(batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), due)
+        .where(*_waits(bindparam("name"), tiers))
         .order_by(batches.c.priority.desc(), batches.c.served_at, batches.c.opened_at)
         .limit(BATCHES_A_LOOK)
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _due_query(classes: tuple[tuple[str, tuple[str, ...]], ...]) -> Select[*tuple[Any, ...]]:
+    return select(*(exists().where(*_waits(name, tiers)) for name, tiers in classes))
+
+
+def _waits(name: str | BindParameter[str], tiers: tuple[str, ...]) -> tuple[ColumnElement[bool], ...]:
+    """That a batch may be served now, and has something of a class to send."""
+    may_be_sent = _may_be_sent(name, bindparam("now"))
+    due = or_(*(exists().where(jobs.c.batch_id == batches.c.id, *may_be_sent, jobs.c.tier == t) for t in tiers))
+    return batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), due
 
 
 def _may_be_sent(name: str | BindParameter[str], now: float | BindParameter[float]) -> tuple[ColumnElement[bool], ...]:
     return jobs.c.model_class == name, jobs.c.state == JobState.QUEUED, jobs.c.due_at <= now
 
 
-def _unclaimed(c: Connection, *which: ColumnElement[bool]) -> dict[str, int]:
-    """Jobs that were sent and are in nobody's hand, by class; those of some slices, or of all."""
-    query = select(jobs.c.model_class, func.count()).join(slices, slices.c.id == jobs.c.slice_id)
-    query = query.where(IS_OUT, jobs.c.state == JobState.DISPATCHED, *which)
-    return dict(c.execute(query.group_by(jobs.c.model_class)).all())
+_LIVE = (
+    select(workers).where(workers.c.last_seen > bindparam("seen_since"), workers.c.consuming).order_by(workers.c.name)
+)
+
+_UNCLAIMED = (
+    select(jobs.c.model_class, func.count())
+    .join(slices, slices.c.id == jobs.c.slice_id)
+    .where(IS_OUT, jobs.c.state == JobState.DISPATCHED, slices.c.sent_at > bindparam("since"))
+    .group_by(jobs.c.model_class)
+)
+
+_OUT = (
+    select(jobs.c.model_class, jobs.c.batch_id, func.count())
+    .where(IS_OUT)
+    .group_by(jobs.c.model_class, jobs.c.batch_id)
+)
+
+_HELD = select(jobs.c.worker, func.count()).where(IS_OUT, jobs.c.state == JobState.RUNNING).group_by(jobs.c.worker)
+
+
+def _unclaimed(c: Connection, since: float) -> dict[str, int]:
+    """Jobs that are in nobody's hand, by class, of the slices that were sent since then (unix seconds)."""
+    return dict(c.execute(_UNCLAIMED, {"since": since}).all())
 
 
 def _summary(found: Sequence[Row[Any]]) -> Waiting:
@@ -177,17 +217,15 @@ def _keep_turns(c: Connection, live: Sequence[LiveWorker], turns: Mapping[str, s
 
 def _out(c: Connection) -> dict[str, Counter[str]]:
     """Jobs dispatched or running, by class and batch."""
-    of = jobs.c.model_class, jobs.c.batch_id
     found: dict[str, Counter[str]] = {}
-    for name, batch_id, n in c.execute(select(*of, func.count()).where(IS_OUT).group_by(*of)):
+    for name, batch_id, n in c.execute(_OUT):
         found.setdefault(name, Counter())[batch_id] = n
     return found
 
 
 def _held(c: Connection) -> dict[str, int]:
     """Jobs in each worker's hand."""
-    query = select(jobs.c.worker, func.count()).where(IS_OUT, jobs.c.state == JobState.RUNNING)
-    return dict(c.execute(query.group_by(jobs.c.worker)).all())
+    return dict(c.execute(_HELD).all())
 
 
 def _size(name: str, live: Sequence[LiveWorker]) -> int:
@@ -228,11 +266,22 @@ def _fill_class(
     return sent
 
 
+_TAKEN_BACK = (
+    select(jobs.c.batch_id, func.min(jobs.c.crashes))
+    .where(
+        IS_TAKEN_BACK,
+        jobs.c.batch_id.in_(bindparam("found", expanding=True)),
+        *_may_be_sent(bindparam("name"), bindparam("now")),
+        jobs.c.tier.in_(bindparam("tiers", expanding=True)),
+    )
+    .group_by(jobs.c.batch_id)
+)
+
+
 def _taken_back(c: Connection, queue: _Queue, found: Sequence[str]) -> dict[str, int]:
     """Those of the batches with due jobs that were in hand when a worker died, and the fewest crashes of one."""
-    which = jobs.c.batch_id.in_(found), *_may_be_sent(queue.name, queue.now), jobs.c.tier.in_(queue.tiers)
-    query = select(jobs.c.batch_id, func.min(jobs.c.crashes)).where(IS_TAKEN_BACK, *which)
-    return dict(c.execute(query.group_by(jobs.c.batch_id)).all())
+    given = {"found": list(found), "name": queue.name, "now": queue.now, "tiers": list(queue.tiers)}
+    return dict(c.execute(_TAKEN_BACK, given).all())
 
 
 def _take_back(c: Connection, name: str, wanted: int | None, *which: ColumnElement[bool]) -> int:
@@ -253,42 +302,58 @@ def _take_back(c: Connection, name: str, wanted: int | None, *which: ColumnEleme
     return freed
 
 
+_SEND = (
+    update(jobs)
+    .where(jobs.c.id.in_(bindparam("ids", expanding=True)), jobs.c.state == JobState.QUEUED)
+    .values(state=JobState.DISPATCHED, slice_id=bindparam("slice"))
+)
+
+_SERVED = update(batches).where(batches.c.id == bindparam("batch")).values(served_at=bindparam("now"))
+
+
 def _cut(c: Connection, queue: _Queue, batch: Row[Any], ids: Sequence[int], *, suspects: bool) -> Sent:
     """Make a slice of these jobs of a batch."""
     slice_id = secrets.token_hex(12)
-    c.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED)
-        .values(state=JobState.DISPATCHED, slice_id=slice_id)
-    )
-    c.execute(
-        insert(slices).values(
-            id=slice_id,
-            batch_id=batch.id,
-            model_class=queue.name,
-            priority=batch.priority,
-            jobs=len(ids),
-            suspects=suspects,
-            sent_at=queue.now,
-        )
-    )
-    c.execute(update(batches).where(batches.c.id == batch.id).values(served_at=queue.now))
+    c.execute(_SEND, {"ids": list(ids), "slice": slice_id})
+    made = {
+        "id": slice_id,
+        "batch_id": batch.id,
+        "model_class": queue.name,
+        "priority": batch.priority,
+        "jobs": len(ids),
+        "suspects": suspects,
+        "sent_at": queue.now,
+    }
+    c.execute(insert(slices), made)
+    c.execute(_SERVED, {"batch": batch.id, "now": queue.now})
     return Sent(slice_id, batch.id, queue.name, len(ids))
 
 
-def _queued(queue: _Queue, batch_id: str) -> Select[int, int, int]:
-    return select(jobs.c.id, jobs.c.crashes, jobs.c.rank).where(
-        jobs.c.batch_id == batch_id, *_may_be_sent(queue.name, queue.now)
-    )
+_QUEUED = select(jobs.c.id, jobs.c.crashes, jobs.c.rank).where(
+    jobs.c.batch_id == bindparam("batch"), *_may_be_sent(bindparam("name"), bindparam("now"))
+)
+
+_DUE = (
+    _QUEUED.where(jobs.c.tier == bindparam("tier"), jobs.c.taken_back_at.is_(None))
+    .order_by(jobs.c.rank, jobs.c.id)
+    .limit(bindparam("size"))
+    .with_for_update(skip_locked=True)
+)
+
+_HELD_BEFORE = (
+    _QUEUED.where(IS_TAKEN_BACK, jobs.c.tier.in_(bindparam("tiers", expanding=True)))
+    .order_by(jobs.c.crashes, jobs.c.id)
+    .limit(bindparam("size"))
+    .with_for_update(skip_locked=True)
+)
 
 
 def _due(c: Connection, queue: _Queue, batch_id: str, size: int) -> list[int]:
     """The next jobs by rank. One query a tier, each along the index: jobs that are held back cost nothing."""
     found: list[tuple[int, int]] = []
+    given = {"batch": batch_id, "name": queue.name, "now": queue.now, "size": size}
     for tier in queue.tiers:
-        query = _queued(queue, batch_id).where(jobs.c.tier == tier, jobs.c.taken_back_at.is_(None))
-        query = query.order_by(jobs.c.rank, jobs.c.id).limit(size).with_for_update(skip_locked=True)
-        found += [(row.rank, row.id) for row in c.execute(query)]
+        found += [(row.rank, row.id) for row in c.execute(_DUE, given | {"tier": tier})]
     return [job_id for _, job_id in sorted(found)[:size]]
 
 
@@ -298,9 +363,8 @@ def _held_before(c: Connection, queue: _Queue, batch_id: str, size: int) -> list
     Up to the first crash any number of such slices is out, for most workers die of something else. From the second on
     a slice runs in no other's company (workers/line.py), and one of a class is out at a time.
     """
-    waiting = _queued(queue, batch_id).where(IS_TAKEN_BACK, jobs.c.tier.in_(queue.tiers))
-    waiting = waiting.order_by(jobs.c.crashes, jobs.c.id).limit(size).with_for_update(skip_locked=True)
-    rows = c.execute(waiting).all()
+    given = {"batch": batch_id, "name": queue.name, "now": queue.now, "size": size, "tiers": list(queue.tiers)}
+    rows = c.execute(_HELD_BEFORE, given).all()
     if not rows or (rows[0].crashes >= ALONE_CRASHES and _one_is_alone(c, queue.name)):
         return []
     alike = [row.id for row in rows if row.crashes == rows[0].crashes]
