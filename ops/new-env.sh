@@ -8,7 +8,7 @@ password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 has() { grep -Eq "^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=[[:space:]\"']*[^[:space:]\"']" .env; }
 
 needed=$(sed '/^# ---/,$d' .env.example | sed -n 's/^\([A-Z_]*_PASSWORD\)=$/\1/p')
-if [ ! -e .env ]; then
+if [ ! -s .env ]; then
     while IFS= read -r line; do
         for name in $needed; do
             [ "$line" != "$name=" ] || line=$line$(password)

@@ -72,12 +72,16 @@ def uninstall(roles: tuple[str, ...], user: bool) -> None:
 def _remove(how: Manager, one: Role, place: Place) -> bool:
     """Stop a role and remove its file; where it cannot be stopped both stay, and why is said. Whether it is gone."""
     path = how.path(one, place)
+    if not path.exists():
+        say(f"{how.name(one)} is not installed")
+        return True
     if shutil.which(how.program) is not None:
         try:
             _run(how, how.disable(one, place), f"{how.name(one)} is not stopped")
         except PoolError as error:
-            say(f"{error}\nits file stays: {path}; where it does not run, remove that yourself")
-            return False
+            if _answers(how, how.asks(one, place)):
+                say(f"{error}\nits file stays: {path}")
+                return False
     if not _shared(how, one, place):
         path.unlink(missing_ok=True)
     say(f"{how.name(one)} is removed")

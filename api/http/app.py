@@ -24,7 +24,7 @@ from workers.direct import Direct
 
 #: seconds between two signs of life
 SIGN_S = 1.0
-#: submits that are loaded at once; the others wait, and nothing else waits with them
+#: submits that are loaded at once; further ones wait for these, and nothing else does
 SUBMITS = 4
 #: files and batches whose unchanging figures are remembered
 REMEMBERED = 1_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import threading
 import time
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 from sqlalchemy import Row
+from starlette.concurrency import run_in_threadpool
 
 from api.http.errors import ApiError
 from api.use_cases.pool import Pool
@@ -70,11 +70,11 @@ class Callers:
         self._asked: defaultdict[str, deque[float]] = defaultdict(deque)
 
     async def of(self, request: Request) -> Caller:
-        """The caller; raises ApiError for one who is none. Another thread is asked only where nothing is remembered."""
+        """The caller; raises ApiError for one who is none. What is not remembered is looked up on another thread."""
         key = _key(request)
         is_open = self._remembers_open()
         if is_open is None:
-            is_open = await asyncio.to_thread(self._look_open)
+            is_open = await run_in_threadpool(self._look_open)
         if is_open:
             _check_host(request)
             return ANYBODY
@@ -83,7 +83,7 @@ class Callers:
         hashed = api_keys.hashed(key)
         until, caller = self._known.get(hashed, (0.0, None))
         if time.monotonic() > until:
-            caller = await asyncio.to_thread(self._look, key, hashed)
+            caller = await run_in_threadpool(self._look, key, hashed)
         if caller is None:
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key", headers=_BEARER)
         self._count(caller)

@@ -30,6 +30,7 @@ TYPES = {
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "invalid_request_error"),
     422: ("invalid_request_error", "invalid_request_error"),
+    431: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_error"),
     500: ("server_error", "api_error"),
     502: ("server_error", "api_error"),
@@ -137,6 +138,7 @@ def _ours(request: Request, error: OffloadError) -> JSONResponse:
 
 
 def _unkeepable(request: Request, error: Exception) -> JSONResponse:
+    log.warning("the ledger cannot keep what a request holds", error=type(error).__name__)
     return reply(request, ApiError(400, "The request holds a character or a number that cannot be kept."))
 
 

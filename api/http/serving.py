@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 
 from api.http.app import create_app
+from api.http.heads import Heads
 from api.use_cases.pool import Pool
 from tasks.errors import PoolError, UsageError
 from tasks.ledger import api_keys
@@ -32,6 +33,7 @@ def serve(pool: Pool, address: str, port: int) -> None:
     log.info("the API is up", url=url, keys="none yet: open to this machine" if is_open else "needed")
     config = uvicorn.Config(
         create_app(pool),
+        http=Heads,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -89,11 +89,10 @@ def restore(settings: Settings, source: Path) -> tuple[Manifest, list[str]]:
                 f"the backup is of a {manifest.ledger} ledger and {db.where} is none; see OFFLOAD_DATABASE_URL"
             )
         schema.check_known(manifest.revision, str(source))
-        with _in_words(db, "restored"):
+        with _in_words(db, "restored"), _uploads(settings, source, manifest) as uploads:
             copying.put_back(db, source / copying.FILES[manifest.ledger], settings.times)
-        with _in_words(db, "upgraded"):
             schema.migrate(db)
-        _put_uploads(db, settings, source, manifest)
+            _put_uploads(db, settings, uploads)
     finally:
         db.close()
     return manifest, _put_configuration(settings, source, manifest)
@@ -152,14 +151,24 @@ def _copy_uploads(settings: Settings, to: Path) -> None:
                 _copy_private(path, copied)
 
 
-def _put_uploads(db: Database, settings: Settings, source: Path, manifest: Manifest) -> None:
-    """Put back the uploaded files that the restored ledger knows: nobody would ever delete another one."""
+@contextmanager
+def _uploads(settings: Settings, source: Path, manifest: Manifest) -> Iterator[Path]:
+    """Copies of the backup's uploaded files on the home's own disk, which has room for them before anything changes."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{FILES}.", dir=settings.home) as folder:
+        for name in manifest.files:
+            if name.startswith(f"{FILES}/"):
+                _copy_private(source / name, Path(folder, Path(name).name))
+        yield Path(folder)
+
+
+def _put_uploads(db: Database, settings: Settings, uploads: Path) -> None:
+    """Put back those that the restored ledger knows: nobody would ever delete another one."""
     known = api_batches.file_ids(db)
-    for name in manifest.files:
-        folder, _, file_id = name.rpartition("/")
-        if folder == FILES and file_id in known:
+    for path in sorted(uploads.iterdir()):
+        if path.name in known:
             (settings.home / FILES).mkdir(mode=0o700, parents=True, exist_ok=True)
-            _copy_private(source / name, settings.home / name)
+            path.replace(settings.home / FILES / path.name)
 
 
 def _copy_private(source: Path, to: Path) -> None:

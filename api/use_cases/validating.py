@@ -119,6 +119,7 @@ def _check_and_load(pool: Pool, seen: Seen, name: str, source: BinaryIO) -> None
         api_batches.failed(pool.db, seen.api.id, reading.errors)
         return
     try:
+        api_batches.check_fits(pool.db, seen.api.owner, reading.lines)
         _load(pool, seen, name, reading)
     except QueueFull as error:
         api_batches.failed(pool.db, seen.api.id, [checks.error("queue_limit", str(error), None)])
@@ -150,7 +151,7 @@ def _load(pool: Pool, seen: Seen, name: str, reading: _Reading) -> None:
             pool.db, batch_id, added, lambda c: api_batches.loaded_in(c, pool.db.now(c), batch_id, reading.model)
         )
     except GivenUp:  # whoever has begun it anew goes on, and keeps what it has loaded
-        log.info("a batch is loaded by another process", batch=batch_id)
+        log.info("a batch is loaded anew, by another process or after it was given up", batch=batch_id)
     except BaseException:
         with suppress(SQLAlchemyError):
             loading.drop_loading(pool.db, batch_id)

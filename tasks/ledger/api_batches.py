@@ -330,9 +330,20 @@ def check_room(db: Database, owner: str, most: int) -> None:
         raise QueueFull(f"This key has {unfinished} unfinished jobs, and may have {most}.")
 
 
+def check_fits(db: Database, owner: str, more: int) -> None:
+    """Raise QueueFull where so many more jobs are too many for a key: what is not loaded need not be dropped."""
+    with db.read() as c:
+        most = c.execute(select(api_keys.c.most_queued).where(api_keys.c.id == owner)).scalar()
+        _check_unfinished(c, owner, most, more)
+
+
 def _check_room_in(c: Connection, owner: str) -> None:
     """Raise QueueFull where a key has more unfinished jobs than it may, with this commit's; its other commits wait."""
     most = c.execute(select(api_keys.c.most_queued).where(api_keys.c.id == owner).with_for_update()).scalar()
+    _check_unfinished(c, owner, most, 0)
+
+
+def _check_unfinished(c: Connection, owner: str, most: int | None, more: int) -> None:
     if most is None:
         return
     query = (
@@ -340,7 +351,7 @@ def _check_room_in(c: Connection, owner: str) -> None:
         .join(api_batches, api_batches.c.id == batches.c.id)
         .where(api_batches.c.owner == owner, batches.c.state == BatchState.OPEN)
     )
-    unfinished = int(c.execute(query).scalar_one())
+    unfinished = int(c.execute(query).scalar_one()) + more
     if unfinished > most:
         raise QueueFull(f"With these jobs this key would have {unfinished} unfinished ones; it may have {most}.")
 

@@ -6,7 +6,7 @@ import functools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -43,11 +43,12 @@ _POSTGRES = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-    "application_name": "offload",
     "options": "-c statement_timeout=30000 -c lock_timeout=15000 "
     f"-c idle_in_transaction_session_timeout={STANDS_STILL_S}s",
 }
 
+#: the name of every connection, whatever the address says: results wait for the transactions that have it (`settled`)
+_NAME = {"application_name": "offload"}
 #: when the oldest transaction of the ledger's other connections began, if there is one
 _OLDEST = text(
     "SELECT extract(epoch FROM min(xact_start))::float8 FROM pg_stat_activity WHERE datname = current_database()"
@@ -188,10 +189,10 @@ def locked(
     return list(c.execute(query).scalars())
 
 
-def parts(ids: list[int]) -> Iterator[list[int]]:
-    """A list of ids in pieces that one statement can name."""
+def parts(ids: Sequence[int]) -> Iterator[list[int]]:
+    """Ids in pieces that one statement can name."""
     for start in range(0, len(ids), IN_LIST):
-        yield ids[start : start + IN_LIST]
+        yield list(ids[start : start + IN_LIST])
 
 
 def insert_new(c: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -235,7 +236,7 @@ def _postgres(url: URL) -> Engine:
         engine = create_engine(
             url,
             hide_parameters=True,
-            connect_args={name: value for name, value in _POSTGRES.items() if name not in url.query},
+            connect_args={name: value for name, value in _POSTGRES.items() if name not in url.query} | _NAME,
             pool_size=8,
             max_overflow=16,
             pool_pre_ping=True,  # a connection that a restart of the server broke is replaced before it is used

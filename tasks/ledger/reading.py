@@ -200,7 +200,7 @@ def _recorded_ids(c: Connection, batch_id: str, state: str | None, settled: floa
 
 def _rows(db: Database, tries: Sequence[str], ids: array[int], wanted: Sequence[str]) -> Iterator[Row[Any]]:
     """These jobs in this order; of lines that were retried the newest job that is terminal, where it is wanted."""
-    for some in parts(list(ids)):
+    for some in parts(ids):
         with db.read() as c:
             found = {row.id: row for row in c.execute(select(jobs).where(jobs.c.id.in_(some)))}
             page = [found[id_] for id_ in some]

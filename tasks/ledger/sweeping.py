@@ -149,10 +149,8 @@ def _poison(row: Row[Any]) -> News:
 
 def _dead_call(row: Row[Any], now: float, poisoned: bool, registry: Registry) -> dict[str, Any]:
     node, _, provider = (row.worker or "/").partition("/")
-    tier, escalated = (
-        tier_now(Tier(row.tier), registry.category(row.category), registry),
-        row.escalated_from is not None,
-    )
+    tier = tier_now(Tier(row.tier), registry.category(row.category), registry)
+    escalated = row.escalated_from is not None
     return {
         "job_id": row.id,
         "batch_id": row.batch_id,

@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import update
 
+from api.http.heads import MOST_HEAD
 from tasks.tables import ApiKey
 from tests.support.api import Api
 from tests.support.cli import jsonl
@@ -382,3 +384,21 @@ def test_no_request_is_too_strange(api: Api, keys: dict[str, str]) -> None:
                 assert set(response.json()["error"]) == shape
 
         ask()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: ".ljust(MOST_HEAD + 1, b"y"), 431),
+        (b"no HTTP at all\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_head(open_api: Api, sent: bytes, status: int) -> None:
+    """A head without an end, or one that is none, ends its connection with an error like any other."""
+    with socket.create_connection(("127.0.0.1", open_api.port), timeout=30) as client:
+        client.sendall(sent)
+        reply = HTTPResponse(client)
+        reply.begin()
+        assert (reply.status, reply.headers["x-request-id"][:4]) == (status, "req_")
+        assert json.loads(reply.read())["error"]["type"] == "invalid_request_error"
+    assert open_api.ask("GET", "/healthz").status_code == 200
