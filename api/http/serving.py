@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 from ipaddress import ip_address
@@ -42,6 +43,8 @@ def serve(pool: Pool, address: str, port: int) -> None:
     )
     for wanted in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has stopped in order
         signal.signal(wanted, lambda *_: None)
+    gc.collect()
+    gc.freeze()  # the libraries' objects live as long as the process: nobody need look through them again
     uvicorn.Server(config).run(sockets=[sock])
 
 
