@@ -38,6 +38,7 @@ from tasks.settings import Settings
 from tasks.yaml_text import Fault, Way, faults, keys, read_text, understood
 
 _M = TypeVar("_M", bound=BaseModel)
+_T = TypeVar("_T")
 
 
 class ConfigFile(Strict):
@@ -62,31 +63,65 @@ def config_path(settings: Settings) -> Path | None:
     """The configuration file in force: OFFLOAD_CONFIG, else the home's own, else what `offload up` found."""
     if settings.config is not None:
         return settings.config
-    for path in (settings.home / "offload.yaml", settings.run_dir / "detected.yaml"):
+    for path in (settings.home / "offload.yaml", detected_path(settings)):
         if path.exists():
             return path
     return None
 
 
 def load_registry(settings: Settings) -> Registry:
-    """Read the configuration; raises ConfigError with file, line, field and the nearest known name."""
-    path = config_path(settings)
+    """Read the configuration; raises ConfigError with file, line, field and the nearest known name.
+
+    Model servers of which the file says nothing are those that `offload up` found.
+    """
+    path, found = config_path(settings), detected_path(settings)
     if path is None:
         return build(ConfigFile(), "the defaults (an Ollama on 127.0.0.1:11434)", settings)
-    return parse(read_text(path), str(path), settings)
+    if path == found or not found.exists() or says_servers(settings):
+        return parse(read_text(path), str(path), settings)
+    servers = _understood(read_text(found), str(found), lambda file: file)
+    source = f"{path}, and the model servers that `offload up` found"
+    return _understood(read_text(path), str(path), lambda file: build(_with(servers, file), source, settings))
+
+
+def says_servers(settings: Settings) -> bool:
+    """Whether the user's configuration names model servers, or what serves a class; raises ConfigError."""
+    path = config_path(settings)
+    if path is None or path == detected_path(settings):
+        return False
+    return _understood(read_text(path), str(path), _says_servers)
+
+
+def detected_path(settings: Settings) -> Path:
+    """Where `offload up` writes which model servers it found."""
+    return settings.run_dir / "detected.yaml"
 
 
 def parse(text: str, source: str, settings: Settings | None = None) -> Registry:
     """The registry that a configuration text describes, under the settings' policy or the shipped one."""
-    return understood(text, source, ", ".join(ConfigFile.model_fields), lambda data: _read(data, source, settings))
+    return _understood(text, source, lambda file: build(file, source, settings))
 
 
-def _read(data: dict[str, Any], source: str, settings: Settings | None) -> Registry:
-    try:
-        file = ConfigFile.model_validate(data)
-    except ValidationError as error:
-        raise ExceptionGroup(source, faults(error, (), _nearest_key(ConfigFile))) from None
-    return build(file, source, settings)
+def _understood(text: str, source: str, make: Callable[[ConfigFile], _T]) -> _T:
+    def read(data: dict[str, Any]) -> _T:
+        try:
+            file = ConfigFile.model_validate(data)
+        except ValidationError as error:
+            raise ExceptionGroup(source, faults(error, (), _nearest_key(ConfigFile))) from None
+        return make(file)
+
+    return understood(text, source, ", ".join(ConfigFile.model_fields), read)
+
+
+def _says_servers(file: ConfigFile) -> bool:
+    return file.providers is not None or any("serve" in given for given in file.classes.values())
+
+
+def _with(servers: ConfigFile, file: ConfigFile) -> ConfigFile:
+    """A file with the servers of another one; what it says of a class itself holds."""
+    names = [*servers.classes, *(name for name in file.classes if name not in servers.classes)]
+    classes = {name: servers.classes.get(name, {}) | file.classes.get(name, {}) for name in names}
+    return file.model_copy(update={"providers": servers.providers, "classes": classes})
 
 
 def _nearest_key(model: type[BaseModel]) -> Callable[[Way], str]:

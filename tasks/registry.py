@@ -180,7 +180,7 @@ class NotifySettings(Strict):
 
 
 class WebhookTarget(Strict):
-    """Who is told the end of batches that came over HTTP, in OpenAI's way. Nobody else is."""
+    """Who is told the end of batches of files (/v1/batches), in OpenAI's way. Nobody else is."""
 
     url_env: Variable = Field(description="the variable that holds the address")
     secret_env: Variable = Field(description="the variable that holds the secret: whsec_ and base64")
@@ -193,7 +193,7 @@ class WebhookTarget(Strict):
 class ApiSettings(Strict):
     """The HTTP API."""
 
-    webhooks: tuple[WebhookTarget, ...] = Field((), description="who is told the end of batches")
+    webhooks: tuple[WebhookTarget, ...] = Field((), description="who is told the end of batches of files")
 
 
 @dataclass(frozen=True)

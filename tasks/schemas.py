@@ -138,7 +138,13 @@ def _fault(number: int, error: Any, root: type[BaseModel]) -> LineFault:
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     """The fields known where a path leads."""
-    inner: dict[str, type[BaseModel]] = {"body": OpenAIBody, "messages": Message, "response_format": OpenAIFormat}
+    inner: dict[str, type[BaseModel]] = {
+        "body": OpenAIBody,
+        "messages": Message,
+        "response_format": OpenAIFormat,
+        "metadata": openai_lines.OpenAIMetadata,
+        "offload": openai_lines.OffloadSays,
+    }
     for part in path:
         model = inner.get(part, model)
     return [f.alias or name for name, f in model.model_fields.items()]

@@ -16,7 +16,7 @@ from api.commands.output import print_json, say
 from api.embedded.state import read_pool, running_pid
 from api.embedded.supervisor import START_S, STOP_GRACE_S, Supervisor
 from api.logs import configure_logs
-from tasks.config import config_path, load_registry
+from tasks.config import load_registry, says_servers
 from tasks.errors import PoolError
 from tasks.settings import Settings, load_settings
 
@@ -40,7 +40,7 @@ def up(detach: bool, simulate: bool, monitor: bool, as_json: bool) -> None:
         raise click.UsageError("--json needs --detach")
     settings = load_settings()
     registry = load_registry(settings)  # a fault in offload.yaml shows here, before anything starts
-    if simulate and config_path(settings) not in (None, settings.run_dir / "detected.yaml"):
+    if simulate and says_servers(settings):
         say(f"--simulator is not used: {registry.source} says which model servers there are")
     if (pid := running_pid(settings)) is not None:
         raise PoolError(f"a pool is running in {settings.home} already (pid {pid}); `offload down` stops it")

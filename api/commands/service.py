@@ -47,10 +47,10 @@ def install(roles: tuple[str, ...], user: bool, platform: str | None, to: Path |
         path.write_bytes(how.content(one, place))
         say(f"wrote {path}")
     if platform is None:
+        _say_more(place)
         for one in wanted:
             _run(how, how.enable(one, place), f"{how.name(one)} is not started")
             say(f"{how.name(one)} runs, and starts with each session")
-        _say_more(place)
 
 
 @service.command()

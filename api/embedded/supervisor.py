@@ -21,7 +21,7 @@ from api.embedded import discover, redis_server
 from api.embedded.ports import API_PORT, FLOWER_PORT, METRICS_PORT
 from api.embedded.state import held_lock, write_pool
 from api.embedded.vital_signs import VitalSigns
-from tasks.config import config_path, load_registry
+from tasks.config import detected_path, load_registry, says_servers
 from tasks.errors import PoolError
 from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
@@ -199,10 +199,10 @@ class Supervisor:
         return False
 
     def _find_registry(self) -> Registry:
-        """The configuration, or one made of the model servers that are here."""
-        detected = self.settings.run_dir / "detected.yaml"
+        """The configuration, with the model servers that are here where it names none."""
+        detected = detected_path(self.settings)
         detected.unlink(missing_ok=True)
-        if config_path(self.settings) is not None:
+        if says_servers(self.settings):
             return load_registry(self.settings)
         config = discover.choose(discover.find_servers())
         if self.simulate and not discover.serves_all(config):

@@ -83,8 +83,12 @@ def in_force() -> Plan:
     """The plan for the configuration in force; raises ConfigError where that has faults."""
     with open(SHIPPED, "rb") as file:
         raw = file.read()
-    files = [_file("OFFLOAD_CONFIG", "offload.yaml", "run/detected.yaml"), _file("OFFLOAD_POLICY", "policy.yaml")]
-    if files == [None, None]:
+    files = [
+        _file("OFFLOAD_CONFIG", "offload.yaml"),
+        _file("", "run/detected.yaml"),
+        _file("OFFLOAD_POLICY", "policy.yaml"),
+    ]
+    if files == [None] * 3:
         return understood(json.loads(raw))
     # what the package brings is part of every plan, and `~` in a marked folder is the user's home
     key = [zlib.crc32(raw), os.path.expanduser("~"), *map(_stamp, files)]

@@ -67,6 +67,14 @@ async def embeddings(request: Request, caller: Submitter) -> Response:
     return await _answered(request, caller, "/v1/embeddings")
 
 
+@router.post("/responses")
+async def responses(request: Request, caller: Submitter) -> Response:
+    """Answered in batches only."""
+    raise ApiError(
+        404, "/v1/responses is answered in batches only; here there is /v1/chat/completions.", code="not_here"
+    )
+
+
 @router.get("/models")
 def models(request: Request, caller: Reader) -> dict[str, Any]:
     """What `model` may be: classes, the models they serve, categories, and auto."""

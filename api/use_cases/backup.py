@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from api.embedded.state import running_pid
 from api.use_cases.uploads import FILES, PARTIAL
-from tasks.config import config_path
+from tasks.config import config_path, detected_path
 from tasks.errors import NotFound, PoolError, UsageError
 from tasks.ledger import api_batches, copying, schema
 from tasks.ledger.database import Database
@@ -124,7 +124,7 @@ def _configuration(settings: Settings) -> dict[str, Path]:
     """The files that a person wrote: name in a backup -> where it is."""
     config, policy = config_path(settings), policy_path(settings)
     there = {"offload.yaml": config, "policy.yaml": policy}
-    detected = settings.run_dir / "detected.yaml"
+    detected = detected_path(settings)
     return {name: path for name, path in there.items() if path is not None and path != detected}
 
 

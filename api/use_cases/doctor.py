@@ -12,9 +12,10 @@ import redis
 
 from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
+from api.use_cases.webhooks import lacks
 from scheduler.receivers import receivers
 from tasks.errors import OffloadError
-from tasks.ledger import notices, reading, ticks, usage
+from tasks.ledger import api_batches, notices, reading, ticks, usage
 from tasks.ledger.nodes import Phase
 from tasks.privacy import Reach
 from tasks.providers import Provider
@@ -62,6 +63,7 @@ def examine(pool: Pool) -> list[Finding]:
     findings += [*_providers(registry, probes, healthy, told), *_classes(registry, probes, told)]
     if whole:
         findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool), *_notify(pool, registry)]
+        findings += _webhooks(pool, registry)
     return findings
 
 
@@ -309,6 +311,22 @@ def _notify(pool: Pool, registry: Registry) -> Iterator[Finding]:
         else:
             ago = f"took its last {last[name]:.0f} s ago" if name in last else "was told nothing yet"
             yield Finding(f"notify {name}", True, ago)
+
+
+def _webhooks(pool: Pool, registry: Registry) -> Iterator[Finding]:
+    """Who is told the end of batches and lacks something, or did not take it."""
+    told, waiting = api_batches.deliveries(pool.db)
+    for target in registry.api.webhooks:
+        name, why = target.url_env, lacks(target, os.environ)
+        if refused := sum(name not in knows for knows in waiting):
+            detail = f"{refused} end{'s' * (refused != 1)} of batches not taken; the API's log says why"
+            yield Finding(
+                f"webhook {name}", False, detail, "mend its address, or say private: true; start the API again"
+            )
+        elif why and name not in told:
+            yield Finding(f"webhook {name}", False, why, f"export {why.split()[0]}=…; start the API again")
+        else:
+            yield Finding(f"webhook {name}", True, "took its last" if name in told else "was told nothing yet")
 
 
 def _mend(receiver: str, why: str) -> str:

@@ -139,6 +139,7 @@ def _load(pool: Pool, seen: Seen, name: str, reading: _Reading) -> None:
         name=name,
         key=f"api {seen.api.id}",
         deadline_s=max(left_s, 0.0),
+        notify=pool.registry.notify.batch_done,
         batch_id=seen.api.id,
     )
     if not new:

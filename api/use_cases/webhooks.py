@@ -1,4 +1,4 @@
-"""Tells configured addresses the end of batches that came over HTTP, as OpenAI does (Standard Webhooks).
+"""Tells configured addresses the end of batches of files, as OpenAI does (Standard Webhooks).
 
 At least once: whoever dies between telling and noting it leaves a lease, after which it is told again, under the same
 `webhook-id`. Nobody is told who is not in the configuration, no redirect is followed, and no private address is asked
@@ -20,7 +20,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -58,8 +58,11 @@ class Webhooks(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        if not self._pool.registry.api.webhooks:
+        targets = self._pool.registry.api.webhooks
+        if not targets:
             return
+        for why in filter(None, (lacks(target, os.environ) for target in targets)):
+            log.warning("a webhook will not be told", why=why)
         while not self._stopping.wait(LOOK_S):
             try:
                 while not self._stopping.is_set() and self._tell_one():
@@ -87,13 +90,9 @@ class Webhooks(threading.Thread):
 
 def deliver(target: WebhookTarget, event: str, seen: Seen, environment: Mapping[str, str]) -> str:
     """Tell one address; empty, or why it was not taken, without the address."""
-    try:
-        parts = urlsplit(environment.get(target.url_env, "").strip())
-        key = secret(environment.get(target.secret_env, ""))
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            return f"{target.url_env} holds no http(s) address"
-    except ValueError:
-        return f"{target.url_env} holds no address, or {target.secret_env} no secret (whsec_ and base64)"
+    if why := lacks(target, environment):
+        return why
+    parts, key = urlsplit(environment[target.url_env].strip()), secret(environment[target.secret_env])
     body = payload(event, seen)
     headers = signed(f"wh_{seen.api.id}_{event}", int(time.time()), body, key)
     try:
@@ -103,6 +102,22 @@ def deliver(target: WebhookTarget, event: str, seen: Seen, environment: Mapping[
     except (OSError, http.client.HTTPException) as error:
         return getattr(error, "strerror", None) or type(error).__name__
     return "" if 200 <= status < 300 else f"HTTP {status}"
+
+
+def lacks(target: WebhookTarget, environment: Mapping[str, str]) -> str:
+    """What of the address or the secret is missing or wrong, in words; empty where nothing is."""
+    for name in (target.url_env, target.secret_env):
+        if not environment.get(name, "").strip():
+            return f"{name} is not set"
+    with suppress(ValueError):
+        parts = urlsplit(environment[target.url_env].strip())
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            try:
+                secret(environment[target.secret_env])
+            except ValueError:
+                return f"{target.secret_env} holds no secret: whsec_ and base64"
+            return ""
+    return f"{target.url_env} holds no http(s) address"
 
 
 def payload(event: str, seen: Seen) -> bytes:

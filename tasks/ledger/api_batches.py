@@ -25,6 +25,9 @@ from tasks.ledger.submit import new_batch_id
 from tasks.states import BatchState
 from tasks.tables import ApiBatch, ApiFile, ApiKey, Batch, Job
 
+#: batches that `deliveries` looks at
+LOOKED_AT = 1_000
+
 files = ApiFile.__table__  # type: ignore[attr-defined]
 api_batches = ApiBatch.__table__  # type: ignore[attr-defined]
 api_keys = ApiKey.__table__  # type: ignore[attr-defined]
@@ -180,6 +183,16 @@ def told(db: Database, batch_id: str, targets: Sequence[str], again_in_s: float 
         at = None if again_in_s is None else db.now(c) + again_in_s
         values = {"told": list(targets), "tell_at": at, "tries": api_batches.c.tries + 1}
         c.execute(update(api_batches).where(api_batches.c.id == batch_id).values(**values))
+
+
+def deliveries(db: Database) -> tuple[frozenset[str], list[frozenset[str]]]:
+    """Of the newest batches of files: the webhooks told of any, and those that know of each that is still tried."""
+    query = select(api_batches.c.told, api_batches.c.tries, api_batches.c.tell_at)
+    query = query.where(api_batches.c.input_file_id != "").order_by(api_batches.c.created_at.desc()).limit(LOOKED_AT)
+    with db.read() as c:
+        rows = c.execute(query).all()
+    waiting = [frozenset(row.told) for row in rows if row.tries and row.tell_at is not None]
+    return frozenset(name for row in rows for name in row.told), waiting
 
 
 def seen(db: Database, batch_id: str, whose: Whose) -> Seen | None:

@@ -34,7 +34,8 @@ def batch(db: Database, batch_id: str) -> Row[Any]:
     with db.read() as c:
         row = c.execute(select(batches).where(batches.c.id == batch_id)).first()
     if row is None:
-        raise NotFound(f"there is no batch {batch_id[:80]!r}; `offload batches` lists them")
+        also = "offload fan-out status" if batch_id.startswith("fan_") else "offload batches"
+        raise NotFound(f"there is no batch {batch_id[:80]!r}; see: {also}")
     return row
 
 

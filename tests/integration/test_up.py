@@ -202,12 +202,12 @@ def test_a_killed_leash_takes_its_role_with_it(home: Home) -> None:
 def test_the_monitor_is_a_role_like_others_and_nobody_waits_for_it(home: Home) -> None:
     """Flower opens with the password whose place `up` said; frozen it harms no job, killed it is back, the same."""
     auth = home.path / "run" / "flower.auth"
+    address = home.pool["monitor"]["flower"]
+    eventually(lambda: auth.exists() and _opens(address, auth.read_text().strip()), "Flower opens", 60)
+    assert not _opens(address, "offload:wrong")
     flower = eventually(lambda: next(iter(playing(home.path, "flower", "--port")), None), "Flower runs")
     assert flower is not None
     assert auth.read_text().split(":")[1].strip() not in " ".join(flower.cmdline())
-    address = home.pool["monitor"]["flower"]
-    eventually(lambda: _opens(address, auth.read_text().strip()), "Flower opens", 60)
-    assert not _opens(address, "offload:wrong")
     flower.suspend()
     ran = home.cli("run", "summarize", "A short note.", "--timeout", "60")
     assert ran.code == 0, ran.stderr

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.lazily import Lazily
-from tests.support.pool import running, simulated
+from tests.support.pool import TestPool, running, simulated
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 
@@ -70,8 +70,8 @@ def hook() -> Iterator[Hook]:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[Api]:
-    """The API of a pool that tells `hook` of three kinds of ends, and would tell a private address that it may not."""
+def pool(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[TestPool]:
+    """A pool that tells `hook` of three kinds of ends, and would tell a private address that it may not."""
     server = Server(slots=64)
     config = simulated(server.url, in_flight=16)
     events = ["batch.completed", "batch.failed", "batch.cancelled"]
@@ -80,8 +80,14 @@ def api(tmp_path_factory: pytest.TempPathFactory, hook: Hook) -> Iterator[Api]:
     with running(tmp_path_factory.mktemp("hooks"), config) as pool:
         pool.environment |= {"HOOK": hook.url, "HOOK_SECRET": SECRET, "FORBIDDEN": f"{hook.url}/forbidden"}
         pool.up()
-        yield Api(pool)
+        yield pool
     server.close()
+
+
+@pytest.fixture(scope="module")
+def api(pool: TestPool) -> Api:
+    """Its API."""
+    return Api(pool)
 
 
 def batch(client: openai.OpenAI, prompt: str = "A note.", model: str = "small") -> str:
@@ -91,8 +97,8 @@ def batch(client: openai.OpenAI, prompt: str = "A note.", model: str = "small") 
     return client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
 
 
-def test_the_official_package_reads_them(api: Api, hook: Hook) -> None:
-    """Each kind of end is told once, signed; a private address is told only where it may be."""
+def test_the_official_package_reads_them(api: Api, hook: Hook, pool: TestPool) -> None:
+    """Each kind of end is told once, signed; a private address is told only where it may be, which doctor says."""
     with api.client(webhook_secret=SECRET) as client:
         wanted = {"batch.completed": batch(client), "batch.failed": batch(client, model="gpt-nonsense")}
         slow = wanted["batch.cancelled"] = batch(client, "x [[sim:delay=600]]")
@@ -104,6 +110,8 @@ def test_the_official_package_reads_them(api: Api, hook: Hook) -> None:
             assert (event.type, event.data.id, event.object) == (kind, batch_id, "event")
             with pytest.raises(openai.InvalidWebhookSignatureError):
                 client.webhooks.unwrap(body.replace(b"batch.", b"batch,"), headers)
+    found = {one["check"]: one["ok"] for one in pool.cli("doctor", "--json").json}
+    assert (found["webhook HOOK"], found["webhook FORBIDDEN"]) == (True, False)
 
 
 @pytest.mark.parametrize("status", [500, 302], ids=["an error", "a redirect"])

@@ -97,11 +97,13 @@ def test_a_damaged_plan_is_made_anew(home: Path, made: list[str], junk: str) -> 
 
 
 def test_what_offload_up_found_is_a_configuration(home: Path) -> None:
-    """detected.yaml counts where the home has no offload.yaml."""
+    """detected.yaml counts where the home has no offload.yaml, or one that names no servers."""
     write(home / "run" / "detected.yaml", CONFIG)
     assert plans.in_force().way("classify").model == "tiny"
     write(home / "offload.yaml", {})
-    assert plans.in_force().way("classify").model == "gemma3:4b"
+    assert plans.in_force().way("classify").model == "tiny"
+    write(home / "offload.yaml", {"classes": {"small": {"serve": [{"provider": "ollama", "model": "other"}]}}})
+    assert plans.in_force().way("classify").model == "other"
 
 
 def test_a_home_that_cannot_be_written_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

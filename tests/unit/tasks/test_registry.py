@@ -10,8 +10,9 @@ import jsonschema_rs
 import pytest
 import yaml
 
+from api.embedded.discover import simulated
 from tasks.categories import DEFAULT_CATEGORIES
-from tasks.config import config_path, config_schema, load_registry, parse
+from tasks.config import config_path, config_schema, load_registry, parse, says_servers
 from tasks.errors import ConfigError
 from tasks.registry import DEFAULT_CLASSES, Registry, Serve, nearest
 from tasks.settings import Settings
@@ -404,6 +405,27 @@ def test_the_schema_takes_what_the_reader_takes(schema: jsonschema_rs.Validator,
     """No editor underlines a file that works."""
     parse(yaml.safe_dump(good), "offload.yaml")
     assert [error.message for error in schema.iter_errors(good)] == []
+
+
+def test_servers_of_which_the_file_says_nothing_are_those_found(tmp_path: Path) -> None:
+    """What `offload up` found serves a file that is about other things; one that names servers means those alone."""
+    settings = Settings(home=tmp_path)
+    settings.run_dir.mkdir()
+    found = settings.run_dir / "detected.yaml"
+    found.write_text(yaml.safe_dump(simulated("http://127.0.0.1:9")))
+    mine = tmp_path / "offload.yaml"
+    mine.write_text("classes: {small: {options: {num_ctx: 512}}}\nnotify: {webhook_env: HOOK}\n")
+    registry = load_registry(settings)
+    assert (set(registry.providers), registry.notify.webhook_env) == ({"simulator"}, "HOOK")
+    assert registry.classes["small"].options == {"num_ctx": 512}
+    assert [serve.provider for serve in registry.classes["small"].serve] == ["simulator"]
+    assert not says_servers(settings)
+    mine.write_text("providers: [{name: mine, kind: ollama, url: 'http://127.0.0.1:9'}]\n")
+    assert (set(load_registry(settings).providers), says_servers(settings)) == ({"mine"}, True)
+    found.write_text("providers: 3")
+    mine.write_text("{}")
+    with pytest.raises(ConfigError, match=r"detected\.yaml"):
+        load_registry(settings)
 
 
 @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
