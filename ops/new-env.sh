@@ -5,8 +5,12 @@ set -eu
 umask 077
 cd "$(dirname "$0")/.."
 password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
-has() { grep -Eq "^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=[[:space:]\"']*[^[:space:]\"']" .env; }
+has() {  # whether the last line that says it holds a value
+    grep -E "^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=" .env | tail -n 1 |
+        grep -Eq "=[[:space:]\"']*[^[:space:]\"'#]"
+}
 
+[ ! -e .env ] || chmod 600 .env
 needed=$(sed '/^# ---/,$d' .env.example | sed -n 's/^\([A-Z_]*_PASSWORD\)=$/\1/p')
 if [ ! -s .env ]; then
     while IFS= read -r line; do
@@ -18,7 +22,6 @@ if [ ! -s .env ]; then
     echo "wrote .env, with passwords of its own; read it for what else can be said there" >&2
     exit
 fi
-chmod 600 .env
 added=
 for name in $needed; do
     has "$name" && continue

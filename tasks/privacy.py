@@ -150,8 +150,26 @@ def _slashed(path: str) -> str:
     return ("/" if whole.startswith("/") else "") + "/".join(parts)
 
 
+def unescaped(text: str) -> str:
+    """A text with JSON's escapes read: the arguments of a tool's call, say, are JSON inside a JSON string."""
+    for _ in range(NESTED):
+        before, text = text, _ESCAPE.sub(lambda found: _MEANT.get(found[2]) or chr(int(found[1], 16)), text)
+        if text == before:
+            break
+    # halves of characters beyond 16 bits are put together
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+#: how deep JSON inside JSON is read; and its escapes
+NESTED = 3
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+_MEANT = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
 def findings(text: str, touches: Sequence[str], markers: Markers) -> dict[str, Tier]:
     """What tightens: detector -> the tier it tightens to. Names and tiers only, never what stood there."""
+    if "\\" in text:
+        text = f"{text}\n{unescaped(text)}"
     found = {name: Tier(TIER_OF[name]) for name in detect(text)}
     if any(map(names_secret, touches)):
         found["secret_path"] = Tier.LOCAL_ONLY

@@ -154,9 +154,19 @@ def _check_host(request: Request) -> None:
     """
     peer = request.client.host if request.client else ""
     origin = request.headers.get("origin")
-    pages = [] if origin is None else [urlsplit(origin).hostname or ""]
-    if not all(map(_is_here, (peer, request.url.hostname or "", *pages))):
+    pages = [] if origin is None else [_host(origin)]
+    asked = _host(f"//{request.headers.get('host', '')}")  # of an odd one Starlette would make this server's own
+    if not all(map(_is_here, (peer, asked, *pages))):
         raise ApiError(403, "Without keys this API answers to local addresses only: offload keys create")
+
+
+def _host(address: str) -> str:
+    """The host of an address, or nothing where it is none."""
+    try:
+        parts = urlsplit(address)
+        return (parts.hostname or "") if not (parts.path or parts.netloc.endswith(":") or parts.port == 0) else ""
+    except ValueError:
+        return ""
 
 
 def _is_here(host: str) -> bool:

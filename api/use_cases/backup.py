@@ -89,26 +89,37 @@ def restore(settings: Settings, source: Path) -> tuple[Manifest, list[str]]:
                 f"the backup is of a {manifest.ledger} ledger and {db.where} is none; see OFFLOAD_DATABASE_URL"
             )
         schema.check_known(manifest.revision, str(source))
-        with _in_words(db, "restored"), _uploads(settings, source, manifest) as uploads:
+        with _in_words(db, "restored"):
+            copying.check_free(db, settings.times)
+            left = _put_configuration(settings, source, manifest)
+            uploads = _put_uploads(settings, source, manifest)
+            # last: what is broken off before it can be done again
             copying.put_back(db, source / copying.FILES[manifest.ledger], settings.times)
             schema.migrate(db)
-            _put_uploads(db, settings, uploads)
+            known = api_batches.file_ids(db)
+            for path in uploads:
+                if path.name not in known:  # nobody would ever delete it
+                    path.unlink()
     finally:
         db.close()
-    return manifest, _put_configuration(settings, source, manifest)
+    return manifest, left
 
 
 def read_manifest(source: Path) -> Manifest:
     """What a folder's backup is; raises NotFound where there is none, PoolError where a file is not as it was."""
     try:
         manifest = Manifest(**json.loads((source / MANIFEST).read_bytes()))
+        says = [manifest.offload, manifest.made_at, manifest.ledger, manifest.revision, *manifest.files.values()]
+        is_whole = all(isinstance(one, str) for one in says) and copying.FILES[manifest.ledger] in manifest.files
     except FileNotFoundError:
         raise NotFound(f"{source} holds no backup: there is no {MANIFEST}") from None
-    except (OSError, ValueError, TypeError):
-        raise PoolError(f"{source / MANIFEST} cannot be read") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise PoolError(f"{source / MANIFEST} cannot be read, or names no ledger")
     for name, wanted in manifest.files.items():
         path = source / name
-        if not path.is_file() or _digest(path) != wanted:
+        if not path.is_file() or path.is_symlink() or _digest(path) != wanted:
             raise PoolError(f"{path} is missing, or is not what was backed up; use another backup")
     return manifest
 
@@ -151,24 +162,15 @@ def _copy_uploads(settings: Settings, to: Path) -> None:
                 _copy_private(path, copied)
 
 
-@contextmanager
-def _uploads(settings: Settings, source: Path, manifest: Manifest) -> Iterator[Path]:
-    """Copies of the backup's uploaded files on the home's own disk, which has room for them before anything changes."""
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{FILES}.", dir=settings.home) as folder:
-        for name in manifest.files:
-            if name.startswith(f"{FILES}/"):
-                _copy_private(source / name, Path(folder, Path(name).name))
-        yield Path(folder)
-
-
-def _put_uploads(db: Database, settings: Settings, uploads: Path) -> None:
-    """Put back those that the restored ledger knows: nobody would ever delete another one."""
-    known = api_batches.file_ids(db)
-    for path in sorted(uploads.iterdir()):
-        if path.name in known:
-            (settings.home / FILES).mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.replace(settings.home / FILES / path.name)
+def _put_uploads(settings: Settings, source: Path, manifest: Manifest) -> list[Path]:
+    """Put the uploaded files back; where they are."""
+    names = [name for name in manifest.files if name.startswith(f"{FILES}/")]
+    if names:
+        (settings.home / FILES).mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = [settings.home / FILES / Path(name).name for name in names]
+    for name, path in zip(names, made, strict=True):
+        _copy_private(source / name, path)
+    return made
 
 
 def _copy_private(source: Path, to: Path) -> None:

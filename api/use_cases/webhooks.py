@@ -99,7 +99,7 @@ def deliver(target: WebhookTarget, event: str, seen: Seen, environment: Mapping[
         status = _post(parts, body, headers, private=target.private)
     except PermissionError:
         return "its address is private; say private: true where that is meant"
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: the address is none after all
         return getattr(error, "strerror", None) or type(error).__name__
     return "" if 200 <= status < 300 else f"HTTP {status}"
 

@@ -54,11 +54,7 @@ def put_back(db: Database, source: Path, times: Times) -> None:
     if db.path is not None and not db.path.exists():
         _replace(db.path, source)
         return
-    made_by = revision(db)
-    if made_by is not None:
-        check_known(made_by, db.where)
-        refuse_beside_roles(db, times, "restore")
-        _refuse_over_batches(db)
+    made_by = check_free(db, times)
     if db.path is not None:
         db.close()
         _replace(db.path, source)
@@ -69,6 +65,18 @@ def put_back(db: Database, source: Path, times: Times) -> None:
             db.alone(c, SCHEMA_LOCK)
             drop_tables(c)
     _postgres("pg_restore", db, "--single-transaction", "--exit-on-error", str(source))
+
+
+def check_free(db: Database, times: Times) -> str | None:
+    """The revision of the tables there, if any; raises PoolError where they hold a batch or somebody uses them."""
+    if db.path is not None and not db.path.exists():
+        return None
+    made_by = revision(db)
+    if made_by is not None:
+        check_known(made_by, db.where)
+        refuse_beside_roles(db, times, "restore")
+        _refuse_over_batches(db)
+    return made_by
 
 
 def _refuse_over_batches(db: Database) -> None:

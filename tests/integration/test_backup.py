@@ -8,14 +8,17 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from sqlalchemy import inspect, text
 
 from api.use_cases import uploads
+from api.use_cases.backup import restore
 from api.use_cases.pool import Pool
-from tasks.ledger import reading, schema
+from tasks.errors import PoolError
+from tasks.ledger import copying, reading, schema
 from tasks.ledger.database import Database
 from tasks.settings import Settings
 from tests.support.cli import Ran, offload
@@ -305,3 +308,26 @@ def test_a_running_pools_home_is_left_alone(home: Path, tmp_path: Path) -> None:
     done = cli(home, "restore", str(tmp_path / "b"))
     assert done.code == 1
     assert "stop it, then restore" in done.stderr
+
+
+def test_a_restore_that_is_broken_off_can_be_done_again(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger comes last: until it is there the pool is empty, and the next restore goes through."""
+    pool = Pool(Settings(home=home))
+    kept = uploads.keep(pool, io.BytesIO(b'{"custom_id": "a"}\n'), "lines.jsonl", "")
+    pool.db.close()
+    assert cli(home, "backup", str(tmp_path / "b")).code == 0
+    other = Settings(home=tmp_path / "other")
+
+    def no_room(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copying, "put_back", no_room)
+        with pytest.raises(PoolError, match="No space left"):
+            restore(other, tmp_path / "b")
+    assert not (other.home / "ledger.db").exists()
+    restore(other, tmp_path / "b")
+    assert (other.home / "files" / kept.id).exists()
+    assert (other.home / "offload.yaml").exists()
