@@ -194,6 +194,12 @@ def test_an_env_that_is_there_keeps_what_it_says(tmp_path: Path) -> None:
     before = file.read_bytes()
     assert new_env(tmp_path).stderr == "kept .env as it was\n"
     assert file.read_bytes() == before
+    file.write_text("")  # as `>.env` leaves it
+    file.chmod(0o644)
+    assert "wrote .env" in new_env(tmp_path).stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_text("API_PASSWORD=abc\nAPI_PASSWORD= # none\n")
+    assert "API_PASSWORD" in new_env(tmp_path).stderr
 
 
 def services(**more: str) -> dict[str, Any]:

@@ -480,7 +480,8 @@ def test_beyond_this_machine_it_wants_keys(pool: TestPool) -> None:
 
 def test_a_page_from_elsewhere(api: Api) -> None:
     """While it is open, nobody reaches it by another name: a web page's own name may point here."""
-    for said in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}):
+    odd = [{"origin": "http://["}, {"host": "evil.example:"}, {"host": "evil.example:x"}, {"host": "a b"}]
+    for said in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}, *odd):
         assert api.ask("GET", "/v1/batches", headers=said).status_code == 403
     assert api.ask("GET", "/v1/batches", headers={"origin": "http://localhost:3000"}).status_code == 200
 
