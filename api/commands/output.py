@@ -40,7 +40,17 @@ class Seconds(click.FloatRange):
 
 def say(text: str) -> None:
     """A word for the person."""
-    click.echo(text, err=True)
+    print_text(text, err=True)
+
+
+def print_text(text: str, *, err: bool = False) -> None:
+    """Lines for a person, on stdout or stderr."""
+    click.echo("\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n")), err=err)
+
+
+def printable(text: str) -> str:
+    """A text in which `?` stands for what is not printable: a stranger's name may tell a terminal what to do."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def print_json(value: Any) -> None:
@@ -64,7 +74,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def _is_number(text: str) -> bool:
