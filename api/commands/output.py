@@ -25,17 +25,21 @@ LINE_EVERY_S = 10.0
 MOST_SECONDS = 10 * 365 * 24 * 3600.0
 
 
-class Seconds(click.FloatRange):
+class Number(click.FloatRange):
+    """A number within a range; NaN is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
+class Seconds(Number):
     """A time that ends: zero or more, finite."""
 
     def __init__(self) -> None:
         super().__init__(min=0, max=MOST_SECONDS)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail("is no number of seconds", param, ctx)
-        return seconds
 
 
 def say(text: str) -> None:
