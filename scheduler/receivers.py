@@ -122,7 +122,7 @@ class Webhook:
         self._connection = connection = kind(parts.hostname or "", parts.port, timeout=DELIVERY_S)
         with contextlib.closing(connection):
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("POST", path, orjson.dumps(body), _headers(parts))
+            connection.request("POST", path, orjson.dumps(body), headers(parts))
             answer = connection.getresponse()
             said = answer.read(MOST_SAID * 4).decode("utf-8", "replace")
         why = ", and no redirect is followed" if 300 <= answer.status < 400 else ""
@@ -136,12 +136,13 @@ class Webhook:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-def _headers(parts: SplitResult) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", "User-Agent": "offload"}
+def headers(parts: SplitResult) -> dict[str, str]:
+    """Of a POST of JSON to an address; a user and a password in it are sent as such, and not looked up as a host."""
+    found = {"Content-Type": "application/json", "User-Agent": "offload"}
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    return headers
+        found["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    return found
 
 
 def _plain(said: str, parts: SplitResult) -> str:

@@ -87,7 +87,7 @@ def _parse_json(raw: bytes, number: int) -> dict[str, Any] | list[LineFault]:
         return [LineFault(number, "", reason)]
     if not isinstance(data, dict):
         return [LineFault(number, "", "is not a JSON object")]
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(MAX_DEPTH, data):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and deeper_than(MAX_DEPTH, data):
         return [LineFault(number, "", f"nests deeper than {MAX_DEPTH} levels")]
     if b"\\u0000" in raw and _has_nul(data):
         return [LineFault(number, "", "contains a NUL character (\\u0000)")]
@@ -102,11 +102,12 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def _deeper_than(levels: int, value: Any) -> bool:
+def deeper_than(levels: int, value: Any) -> bool:
+    """Whether lists and objects nest more than `levels` deep in a value that was read as JSON."""
     if not isinstance(value, dict | list):
         return False
     parts = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper_than(levels - 1, part) for part in parts)
+    return levels == 0 or any(deeper_than(levels - 1, part) for part in parts)
 
 
 def _has_nul(value: Any) -> bool:

@@ -133,10 +133,11 @@ def run_cli(arguments: Sequence[str]) -> int:
 
 
 def _report(error: Exception) -> int:
+    from api.commands.output import say
     from tasks.errors import OffloadError
 
     if isinstance(error, OffloadError):
-        click.echo(f"offload: {error}", err=True)
+        say(f"offload: {error}")
         return error.exit_code
     if words := _ledger_words(error):
         click.echo(f"offload: {words}", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import orjson
 
-from api.commands.output import print_json, say, table
+from api.commands.output import print_json, print_text, say, table
 from api.use_cases.audits import Agreement, report, shown
 from api.use_cases.pool import Pool
 from tasks.auditing import MOST_REASON, Opinion
@@ -68,7 +68,7 @@ def show(audit_id: int, as_json: bool) -> None:
     output = found.output if isinstance(found.output, str) else orjson.dumps(found.output).decode()
     for title, text in (("system", found.system), ("request", found.request), ("output", output)):
         if text:
-            click.echo(f"--- {title}\n{text}")
+            print_text(f"--- {title}\n{text}")
 
 
 @audit.command()

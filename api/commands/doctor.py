@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from api.commands.output import print_json, say
+from api.commands.output import print_json, print_text, say
 from api.use_cases.doctor import Finding, examine
 from api.use_cases.pool import Pool
 
@@ -33,7 +33,7 @@ def doctor(deep: bool, fix: bool, as_json: bool) -> None:
         print_json([asdict(f) for f in findings])
     else:
         for f in findings:
-            click.echo(
+            print_text(
                 f"{'ok    ' if f.ok else 'BROKEN'}  {f.check}: {f.detail}"
                 + (f"\n        fix: {f.fix}" if f.fix else "")
             )

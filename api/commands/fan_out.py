@@ -14,7 +14,16 @@ import orjson
 
 from api.commands.deadlines import Deadline
 from api.commands.fan_given import Given, unescaped
-from api.commands.output import Seconds, check_writable, describe, print_json, progress_line, result_file, say
+from api.commands.output import (
+    Seconds,
+    check_writable,
+    describe,
+    print_json,
+    print_text,
+    progress_line,
+    result_file,
+    say,
+)
 from api.commands.run import json_file
 from api.commands.said import app_option, said_options
 from api.commands.submit import PRIORITY, dispatch_now
@@ -160,17 +169,17 @@ def status(fan_out_id: str, as_json: bool) -> None:
     if as_json:
         print_json(found | {"tree": nodes})
         return
-    click.echo(f"{row.id}  {row.state}  {len(row.inputs):,} input{'s' * (len(row.inputs) != 1)}, {row.plan['how']}")
+    print_text(f"{row.id}  {row.state}  {len(row.inputs):,} input{'s' * (len(row.inputs) != 1)}, {row.plan['how']}")
     for step in found["steps"]:
         answered = step["done"] + step["escalated"]
         ended = sum(step[s] for s in ("done", "escalated", "failed", "refused", "cancelled", "expired"))
         lost = f", {ended - answered:,} not done" if ended > answered else ""
-        click.echo(f"{step['what']:<8}{step['batch']}  {ended:,} of {step['total']:,}{lost}")
+        print_text(f"{step['what']:<8}{step['batch']}  {ended:,} of {step['total']:,}{lost}")
     for number, line in enumerate(_branches(nodes, "")):
         if number == MOST_SHOWN:
-            click.echo(f"… `offload fan-out status {row.id} --json` has all of it")
+            print_text(f"… `offload fan-out status {row.id} --json` has all of it")
             break
-        click.echo(line)
+        print_text(line)
     _tell_end(row, found.get("missing", []))
     if row.state == Stage.DONE:
         say(f"its result: offload fan-out result {row.id}")
@@ -207,10 +216,10 @@ def _tell_estimate(found: Any, as_json: bool) -> None:
     if as_json:
         print_json({name: getattr(found, name) for name in found.__dataclass_fields__})
         return
-    click.echo(f"inputs         {found.inputs:>8,}")
-    click.echo(f"jobs           {found.jobs:>8,}  inputs that are cut into pieces: {found.cut:,}")
-    click.echo(f"piece merges   {found.piece_merges:>8,}")
-    click.echo(f"merges         {found.merges:>8,}  about, in {found.levels:,} level{'s' * (found.levels != 1)}")
+    print_text(f"inputs         {found.inputs:>8,}")
+    print_text(f"jobs           {found.jobs:>8,}  inputs that are cut into pieces: {found.cut:,}")
+    print_text(f"piece merges   {found.piece_merges:>8,}")
+    print_text(f"merges         {found.merges:>8,}  about, in {found.levels:,} level{'s' * (found.levels != 1)}")
     if found.refused:
         say(f"{found.refused:,} of the jobs would be refused; `offload policy explain` says why")
 

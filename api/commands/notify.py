@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import print_json, say, table
+from api.commands.output import print_json, print_text, say, table
 from api.use_cases.pool import Pool
 from scheduler.receivers import deliver, receivers
 from tasks.config import load_registry
@@ -39,7 +39,7 @@ def test(as_json: bool) -> None:
         for receiver, answer in answers:
             said = f" ({answer.said})" if answer.said else ""
             host = f" at {receiver.host}" if receiver.host else ""
-            click.echo(f"{'ok    ' if answer.ok else 'FAILED'}  {receiver.name}{host}: {answer.words}{said}")
+            print_text(f"{'ok    ' if answer.ok else 'FAILED'}  {receiver.name}{host}: {answer.words}{said}")
     sys.exit(0 if all(answer.ok for _, answer in answers) else 1)
 
 

@@ -25,22 +25,36 @@ LINE_EVERY_S = 10.0
 MOST_SECONDS = 10 * 365 * 24 * 3600.0
 
 
-class Seconds(click.FloatRange):
+class Number(click.FloatRange):
+    """A number within a range; NaN is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
+class Seconds(Number):
     """A time that ends: zero or more, finite."""
 
     def __init__(self) -> None:
         super().__init__(min=0, max=MOST_SECONDS)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail("is no number of seconds", param, ctx)
-        return seconds
-
 
 def say(text: str) -> None:
     """A word for the person."""
-    click.echo(text, err=True)
+    print_text(text, err=True)
+
+
+def print_text(text: str, *, err: bool = False) -> None:
+    """Lines for a person, on stdout or stderr."""
+    click.echo("\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n")), err=err)
+
+
+def printable(text: str) -> str:
+    """A text in which `?` stands for what is not printable: a stranger's name may tell a terminal what to do."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def print_json(value: Any) -> None:
@@ -64,7 +78,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import print_json, say
+from api.commands.output import print_json, print_text, say
 from api.commands.said import said_options
 from api.use_cases.explaining import Explained, explain, try_cases, untried_rules
 from tasks.config import load_registry
@@ -84,18 +84,18 @@ def explain_job(
 
 def _print(found: Explained) -> None:
     verdict = found.verdict
-    click.echo(f"verdict   {verdict['action']}, by {verdict['policy']}")
+    print_text(f"verdict   {verdict['action']}, by {verdict['policy']}")
     for reason in verdict.get("reasons", ()):
-        click.echo(f"  reason  {reason['id']}: {reason['reason']}")
-    click.echo(f"privacy   {found.tier}")
+        print_text(f"  reason  {reason['id']}: {reason['reason']}")
+    print_text(f"privacy   {found.tier}")
     for name, tier in verdict.get("detectors", {}).items():
         overruled = ", overruled by consent" if "consent" in verdict else ""
-        click.echo(f"  found   {name}: {tier}{overruled}")
-    click.echo(f"state     {found.state}" + (f", class {found.model_class}" if found.state == "queued" else ""))
+        print_text(f"  found   {name}: {tier}{overruled}")
+    print_text(f"state     {found.state}" + (f", class {found.model_class}" if found.state == "queued" else ""))
     waits = "nobody here: it waits until somebody can" if found.state == "queued" else "nobody"
-    click.echo(f"runs on   {found.provider or waits}")
+    print_text(f"runs on   {found.provider or waits}")
     for name, why in found.others.items():
-        click.echo(f"  not     {name}: {why}")
+        print_text(f"  not     {name}: {why}")
 
 
 @policy.command()
@@ -123,7 +123,7 @@ def test(cases: Path | None, as_json: bool) -> None:
         print_json({"cases": len(tried), "wrong": [asdict(one) for one in wrong], "untried_rules": untried})
     else:
         for one in wrong:
-            click.echo(f"case {one.number} ({one.category}): {one.wrong}")
+            print_text(f"case {one.number} ({one.category}): {one.wrong}")
         if untried:
             say(f"no case tries: {', '.join(untried)}")
         say(f"{len(tried) - len(wrong)} of {len(tried)} cases as expected, {registry.policy.label}")

@@ -13,7 +13,7 @@ import click
 
 from api.commands.output import print_json, say, table
 from api.services import Manager, Place, Role, environment_file, manager, role, this_program
-from tasks.errors import PoolError
+from tasks.errors import PoolError, UsageError
 
 #: platforms that files can be written for, as --for names them -> as Python does
 PLATFORMS = {"linux": "linux", "macos": "darwin", "windows": "win32"}
@@ -43,8 +43,11 @@ def install(roles: tuple[str, ...], user: bool, platform: str | None, to: Path |
     how = manager(PLATFORMS[platform] if platform else sys.platform)
     for one in wanted:
         path = how.path(one, place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(how.content(one, place))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(how.content(one, place))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror})") from None
         say(f"wrote {path}")
     if platform is None:
         _say_more(place)

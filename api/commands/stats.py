@@ -11,7 +11,7 @@ import click
 
 from api.commands.chart import columns
 from api.commands.deadlines import span
-from api.commands.output import MOST_SECONDS, print_json, say, table
+from api.commands.output import MOST_SECONDS, Number, print_json, say, table
 from api.use_cases.pool import Pool
 from api.use_cases.stats import DAY, Figures, export, hour_name, jobs_by_hour, live, summary
 from scheduler import rollups as service
@@ -157,9 +157,7 @@ def rollup(hour: int | None, where: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--days", type=click.FloatRange(min=0, min_open=True, max=36_500), metavar="N", help="Else retention.calls_days."
-)
+@click.option("--days", type=Number(min=0, min_open=True, max=36_500), metavar="N", help="Else retention.calls_days.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def prune(days: float | None, as_json: bool) -> None:
     """Delete the calls of whole hours that are N days old; their rollups stay and are closed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import Seconds, print_json, say, seconds, show_progress, table
+from api.commands.output import Seconds, print_json, print_text, say, seconds, show_progress, table
 from api.commands.submit import exit_code
 from api.interrupts import GoingOn
 from api.use_cases.outlook import Outlook, outlook
@@ -116,14 +116,14 @@ def _batch_status(pool: Pool, batch_id: str, as_json: bool) -> None:
         return
     state = f"{row.state}, paused" if ahead and row.paused_at is not None else row.state
     left = f", {_left(row, ahead, now(pool))}" if ahead else ""
-    click.echo(f"{row.id}  {state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{left}")
+    print_text(f"{row.id}  {state}  {ended:,} of {row.total:,} in {seconds(took)}, {rate:,.1f} jobs/s{left}")
     click.echo(category_table(categories))
     for line in (*_outlook_lines(ahead), *_retry_lines(row, retries)):
-        click.echo(line)
+        print_text(line)
     if row.escalated or row.refused:
-        click.echo(f"escalated to the cloud: {row.escalated:,}; refused: {row.refused:,}")
+        print_text(f"escalated to the cloud: {row.escalated:,}; refused: {row.refused:,}")
     if audited:
-        click.echo(f"audits: {_audit_words(audited)}")
+        print_text(f"audits: {_audit_words(audited)}")
 
 
 def _outlook_json(ahead: Outlook | None) -> dict[str, Any]:
@@ -226,8 +226,8 @@ def _pool_status(pool: Pool, as_json: bool) -> None:
     head = ("worker", "health", "in flight", "of", "classes")
     click.echo(table(head, [(w.name, w.health, w.in_flight, w.capacity, ", ".join(w.classes)) for w in workers]))
     waiting = sum(r.open for r in open_)
-    click.echo(f"jobs open: {waiting:,}, batches open: {len(open_):,}")
+    print_text(f"jobs open: {waiting:,}, batches open: {len(open_):,}")
     if audited := audits.counted(pool.db):
-        click.echo(f"audits: {_audit_words(audited)}; offload audit report")
+        print_text(f"audits: {_audit_words(audited)}; offload audit report")
     if alarms := audits.alarms(pool.db):
-        click.echo(f"audit alarms: {len(alarms)}")
+        print_text(f"audit alarms: {len(alarms)}")

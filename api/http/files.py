@@ -44,8 +44,19 @@ def upload(
     if seconds is not None and not uploads.SHORTEST_S <= seconds <= uploads.LONGEST_S:
         words = f"expires_after.seconds is from {uploads.SHORTEST_S} to {uploads.LONGEST_S}."
         raise ApiError(400, words, code="invalid_value", param="expires_after.seconds")
+    if not _is_text(file.filename or ""):
+        raise ApiError(400, "The file's name holds half a character.", code="invalid_value", param="file")
     row = uploads.keep(_pool(request), file.file, file.filename or "", caller.owner, seconds or uploads.LIVES_S)
     return views.file_object(row)
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be kept; a form may name a charset in which halves of characters can be written."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @router.get("")

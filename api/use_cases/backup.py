@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,12 +49,7 @@ class Manifest:
 
 def back_up(settings: Settings, to: Path) -> Manifest:
     """Make a backup in a new folder, whole or not at all, while the pool runs; raises UsageError or PoolError."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"{to} is there already; name a new folder")
-    db = _ledger(settings)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
-    try:
+    with closing(_ledger(settings)) as db, _new_folder(to) as partial:
         made_by = schema.revision(db)
         if made_by is None:
             raise PoolError(f"there is no ledger at {db.where}")
@@ -66,11 +61,31 @@ def back_up(settings: Settings, to: Path) -> Manifest:
             shutil.copyfile(path, partial / name)
         manifest = _manifest(partial, copying.kind(db), made_by)
         (partial / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-        partial.replace(to)
-    finally:
-        db.close()
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def _new_folder(to: Path) -> Iterator[Path]:
+    """A folder that is put in its place when all went well; raises UsageError where it cannot be."""
+    with _words_of_place(to):
+        if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+            raise UsageError(f"{to} is there already; name a new folder")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    try:
+        yield partial
+        with _words_of_place(to):
+            partial.replace(to)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _words_of_place(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{to} cannot be made ({error.strerror})") from None
 
 
 def restore(settings: Settings, source: Path) -> tuple[Manifest, list[str]]:

@@ -22,7 +22,7 @@ from tasks.ledger.nodes import Phase
 from tasks.openai_lines import OpenAIBody
 from tasks.privacy import Reach
 from tasks.routing import Said
-from tasks.schemas import NewJob, parse_line
+from tasks.schemas import MAX_DEPTH, NewJob, deeper_than, parse_line
 from workers.direct import Given, Wish
 
 #: what is passed on to servers that know it
@@ -86,6 +86,9 @@ def _faults(body: dict[str, Any]) -> Any:
             yield LineFault(0, name, "is not supported: this pool's answers carry no log probabilities")
         elif name not in _KNOWN | APART | PASSED_ON | IGNORED | {"logprobs", "top_logprobs"}:
             yield LineFault(0, name, "is unknown")
+    for name in ("tools", "tool_choice", *PASSED_ON):  # the line's own fields are looked at as those of a file
+        if deeper_than(MAX_DEPTH, body.get(name)):
+            yield LineFault(0, name, f"nests deeper than {MAX_DEPTH} levels")
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         yield LineFault(0, "tools", "is no list of objects")

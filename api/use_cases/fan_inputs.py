@@ -10,6 +10,7 @@ import csv
 import glob
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -62,6 +63,13 @@ _NONE = "there is no such file"
 
 
 def _named(name: str, skipped: Callable[[Path], None]) -> Iterator[Path]:
+    try:
+        yield from _found(name, skipped)
+    except OSError as error:
+        raise _fault(name, f"cannot be read ({error.strerror})") from None
+
+
+def _found(name: str, skipped: Callable[[Path], None]) -> Iterator[Path]:
     path = Path(name)
     if path.is_dir():
         for found in walk(path):
@@ -112,6 +120,8 @@ def _rules_in(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
 
 def _rules(base: Path, file: Path) -> list[tuple[Path, GitIgnoreSpec]]:
     try:
+        if not file.is_file():
+            return []
         lines = file.read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return []
@@ -136,8 +146,19 @@ def file_item(path: Path, markers: Markers, overruled: bool) -> Item:
     content = _text(path)
     if content is None:
         raise _fault(str(path), "is no text (UTF-8 without NUL)")
+    if not _is_utf8(str(path)):
+        raise _fault(str(path), "has a name that is no UTF-8")
     values = {"path": str(path), "content": content}
     return Item(str(path), values, (str(path),), None if overruled else folder_tier(path, markers))
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name of the system's can be written: Python keeps other bytes of it as halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def folder_tier(path: Path, markers: Markers) -> Tier | None:
@@ -146,11 +167,15 @@ def folder_tier(path: Path, markers: Markers) -> Tier | None:
 
 
 def _text(path: Path) -> str | None:
-    """A file's text; None where it is none."""
+    """A file's text; None where it is none. A device may have no end, and a pipe nobody who writes."""
     try:
-        if path.stat().st_size > MOST_FILE:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _fault(str(path), "is no regular file")
+        with path.open("rb") as file:
+            raw = file.read(MOST_FILE + 1)
+        if len(raw) > MOST_FILE:
             raise _fault(str(path), f"is larger than {MOST_FILE >> 20} MiB")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import tempfile
 import urllib.error
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
 from api.use_cases.pool import Pool
+from scheduler.receivers import headers
 from tasks.errors import PoolError, UsageError
 from tasks.ledger import rollups
 from tasks.rollups import HOUR_S, KEY, SKETCHES, SUMS, Summary, regrouped
@@ -114,6 +116,8 @@ def export(where: str, document: Mapping[str, Any]) -> str:
 
 def _put(path: Path, key: str, document: Mapping[str, Any]) -> None:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is no regular file")
         there = orjson.loads(path.read_bytes() or b"{}") if path.exists() else {}
     except OSError as error:
         raise PoolError(f"{path} cannot be read ({error.strerror})") from None
@@ -140,19 +144,37 @@ def _replace(path: Path, content: bytes) -> None:
         raise PoolError(f"{path} cannot be written ({error.strerror})") from None
 
 
+_NO_ADDRESS = "--export: the webhook's address is none"
+
+
+def _address(url: str) -> SplitResult:
+    """The parts of a webhook's address; raises UsageError, which does not repeat it."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.hostname and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UsageError(_NO_ADDRESS)
+    return parts
+
+
 def _post(url: str, body: Mapping[str, Any]) -> None:
-    parts = urlsplit(url)
-    where = parts.hostname or "the webhook"  # its path may be a secret
-    request = urllib.request.Request(
-        url, data=orjson.dumps(body), headers={"Content-Type": "application/json"}, method="POST"
-    )
+    parts = _address(url)
+    where = parts.hostname  # its path may be a secret
+    to = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    request = urllib.request.Request(to, data=orjson.dumps(body), method="POST")
+    for name, value in headers(parts).items():
+        request.add_unredirected_header(name, value)
     try:
         with urllib.request.urlopen(request, timeout=WEBHOOK_S):
             return
     except urllib.error.HTTPError as error:
         with error:
             raise PoolError(f"{where} answered {error.code}; the summary is in the ledger, export it again") from None
-    except (OSError, ValueError) as error:
+    except http.client.InvalidURL:
+        raise UsageError(_NO_ADDRESS) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         words = getattr(reason, "strerror", None) or type(reason).__name__
         raise PoolError(f"{where} was not reached ({words}); the summary is in the ledger, export it again") from None

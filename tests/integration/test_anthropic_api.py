@@ -273,6 +273,18 @@ def test_what_is_wrong_is_told(client: anthropic.Anthropic, body: Any, kind: str
     assert "Rome" not in str(error.body)
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("levels", [300, 400])
+def test_a_tool_that_nests_too_deep(api: Api, path: str, levels: int) -> None:
+    """A tool whose schema could not be written again is a fault, streamed or only counted."""
+    schema = '{"a":' * levels + "{}" + "}" * levels
+    asked = {"model": "small", "max_tokens": 10, "messages": ASK, "stream": True, "tools": [{"name": "deep"}]}
+    content = json.dumps(asked).replace('"deep"', f'"deep", "input_schema": {schema}')
+    answer = api.ask("POST", path, content=content)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("tools: nests deeper than")
+
+
 def _said(asked: Any, body: Any) -> dict[str, Any]:
     """What the package takes as it is, and the rest as `extra_body`."""
     known = {name: body[name] for name in body if name in asked}

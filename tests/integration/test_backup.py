@@ -154,6 +154,19 @@ def test_a_backup_takes_nobodys_place(home: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("/dev/null/b", "cannot be made"), ("link", "is there already"), ("x" * 5_000, "cannot be made")],
+    ids=["a file's", "a dangling link", "long"],
+)
+def test_a_backup_needs_a_place(home: Path, tmp_path: Path, name: str, words: str) -> None:
+    """Where there can be no new folder, the words say so before anything is copied."""
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    ran = cli(home, "backup", str(tmp_path / name))
+    assert (ran.code, words in ran.stderr) == (2, True), ran.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "link"]
+
+
 def test_without_pg_dump_the_words_say_so(postgres: Postgres, tmp_path: Path) -> None:
     """PostgreSQL's own program is named, and where it comes from."""
     environment = clean_environment() | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -242,6 +243,27 @@ def test_bad_input_is_no_fan_out(pool: TestPool, folder: Path, arguments: tuple[
     ran = pool.cli("fan-out", *arguments, stdin=b'{"a": 1}\n{"b": 1}\n')
     assert (ran.code, words in ran.stderr) == (2, True), ran.stderr
     assert reading.recent_batches(pool.db, 1_000) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("/dev/zero", "/dev/zero: is no regular file"),
+        ("pipe", "pipe: is no regular file"),
+        ("folde", "?.md: has a name that is no UTF-8"),
+        ("folde/*.md", "?.md: has a name that is no UTF-8"),
+        ("x" * 5_000, "cannot be read (File name too long)"),
+    ],
+    ids=["device", "pipe", "folder", "glob", "long"],
+)
+def test_files_that_are_none(pool: TestPool, folder: Path, name: str, words: str) -> None:
+    """What is no regular file, or has a name that nobody could write, is named; nothing waits for it."""
+    os.mkfifo(folder / "pipe")
+    (folder / "folde").mkdir()
+    (folder / "folde" / os.fsdecode(b"\xff.md")).write_text("A note.")
+    os.mkfifo(folder / "folde" / ".gitignore")
+    ran = pool.cli("fan-out", name, *NOTES, *OVERVIEW)
+    assert (ran.code, words in ran.stderr) == (2, True), ran.stderr
 
 
 def test_a_dry_run_submits_nothing(pool: TestPool, folder: Path) -> None:

@@ -382,6 +382,28 @@ def test_half_a_character(api: Api, field: str) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
+@pytest.mark.parametrize(
+    ("charset", "name", "status"),
+    [
+        ("unicode_escape", rb"\ud800.jsonl", 400),
+        ("utf-7", b"+2AA-.jsonl", 400),
+        ("punycode", b"\xff-\xff.jsonl", 400),
+        ("nonsense", b"lines.jsonl", 200),
+        ("hex", b"lines.jsonl", 200),
+    ],
+)
+def test_a_form_in_another_charset(api: Api, charset: str, name: bytes, status: int) -> None:
+    """A file's name that cannot be kept is a 400 in OpenAI's shape, whatever charset the form says it is in."""
+    part = b'--XBX\r\nContent-Disposition: form-data; name="%b"'
+    form = (
+        part % b"purpose" + b"\r\n\r\nbatch\r\n" + part % b"file" + b'; filename="%b"\r\n\r\n{}\r\n--XBX--\r\n' % name
+    )
+    headers = {"content-type": f"multipart/form-data; boundary=XBX; charset={charset}"}
+    answer = api.ask("POST", "/v1/files", content=form, headers=headers)
+    assert answer.status_code == status
+    assert ("error" in answer.json()) == (status == 400)
+
+
 def test_an_unknown_batch(client: openai.OpenAI) -> None:
     """A batch that is not there is a 404."""
     for ask in (client.batches.retrieve, client.batches.cancel):

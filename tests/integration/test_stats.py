@@ -133,13 +133,15 @@ def test_an_export_goes_to_a_file(home: Home, tmp_path: Path) -> None:
 
 
 @contextmanager
-def webhook(status: int) -> Iterator[tuple[str, list[Any]]]:
-    """A server that answers so; its address, and what it was sent."""
+def webhook(status: int, users: list[str | None] | None = None) -> Iterator[tuple[str, list[Any]]]:
+    """A server that answers so; its address, and what it was sent. users: gets who asked."""
     sent: list[Any] = []
+    asked = [] if users is None else users
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            asked.append(self.headers["Authorization"])
             self.send_response(status)
             self.end_headers()
 
@@ -168,6 +170,33 @@ def test_an_export_goes_to_a_webhook(home: Home) -> None:
         assert (ran.code, "answered 500" in ran.stderr, "secret" in ran.stderr) == (1, True, False)
     ran = home.cli("rollup", "--export", url)
     assert (ran.code, "not reached" in ran.stderr, "secret" in ran.stderr) == (1, True, False)
+
+
+def test_an_exports_password_is_sent_to_its_webhook_only(home: Home) -> None:
+    """A user and a password in a webhook's address are credentials, and no part of the host's name."""
+    home.calls()
+    users: list[str | None] = []
+    with webhook(204, users) as (url, _):
+        ran = home.cli("rollup", "--export", url.replace("//", "//me:p%40ss@"))
+    assert (ran.code, users) == (0, ["Basic bWU6cEBzcw=="]), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("http://[", "address is none"),
+        ("http://", "address is none"),
+        (f"http://me:{SECRET}@:80", "address is none"),
+        (f"http://h:{SECRET}", "address is none"),
+        (f"http://127.0.0.1:1/{SECRET}", "address is none"),
+        ("/dev/zero", "/dev/zero is no regular file"),
+    ],
+)
+def test_an_export_to_nowhere(home: Home, where: str, words: str) -> None:
+    """What is no address, or no file that could be replaced, is exit 2, and a secret in it is not repeated."""
+    home.calls()
+    ran = home.cli("rollup", "--export", where)
+    assert (ran.code, words in ran.stderr, SECRET in ran.stderr) == (2, True, False), ran.stderr
 
 
 def test_a_prune_keeps_what_the_configuration_says(home: Home) -> None:
