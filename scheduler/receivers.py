@@ -76,12 +76,18 @@ def deliver(receiver: Receiver, text: str) -> Answer:
     if found:
         return found[0]
     receiver.cut()  # what the thread makes of that is no answer
+    return _late()
+
+
+def _late() -> Answer:
     return Answer(False, f"no answer within {DELIVERY_S:g} s")
 
 
 def _tried(receiver: Receiver, text: str) -> Answer:
     try:
         return receiver.tell(text)
+    except TimeoutError:  # a socket's own may be the first
+        return _late()
     except Exception as error:  # its own words may hold the address
         return Answer(False, getattr(error, "strerror", None) or type(error).__name__)
 

@@ -22,6 +22,8 @@ from tests.support.receiver import SECRET, Receiver, receiver
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 
+pytestmark = pytest.mark.slow
+
 WEBHOOK = "TEAM_WEBHOOK"
 #: what no message may hold: a part of every prompt, of every answer, and of every line's id
 PRIVATE = ("confidential", "made-up-answer", "line-of-mine")
@@ -103,7 +105,6 @@ def told(hook: Receiver, *words: str) -> str:
     return eventually(lambda: hook.told(*words), f"{words} is told", 30) or ""
 
 
-@pytest.mark.slow
 def test_a_batch_that_asked_is_told_of(pool: TestPool, hook: Receiver) -> None:
     """With --notify, and with its counts; one that did not ask ends in silence."""
     quiet = pool.submit(jobs(1))
@@ -114,7 +115,6 @@ def test_a_batch_that_asked_is_told_of(pool: TestPool, hook: Receiver) -> None:
     assert hook.told(quiet, "finished") is None
 
 
-@pytest.mark.slow
 def test_a_fallback_and_a_quota_are_told(pool: TestPool, hook: Receiver) -> None:
     """What failed at home is the cloud's, says why, and uses up its quota step by step."""
     failing = {"words": "[[sim:empty]]", "privacy": "cloud_ok"}
@@ -139,7 +139,6 @@ def _all_asked(pool: TestPool, batch: str) -> list[Any]:
     return rows if len(rows) == 6 else []
 
 
-@pytest.mark.slow
 def test_a_provider_that_is_away_and_its_backlog_are_told(pool: TestPool, hook: Receiver, server: Server) -> None:
     """Down when its worker finds it so, then what waits for it, then up again."""
     eventually(lambda: not ticks.counted(pool.db, "notify")[1]["backlog"], "nothing waits, on a busy machine either")
@@ -152,7 +151,6 @@ def test_a_provider_that_is_away_and_its_backlog_are_told(pool: TestPool, hook: 
     pool.finished(waits)
 
 
-@pytest.mark.slow
 def test_a_receiver_that_hangs_delays_nothing(pool: TestPool, hook: Receiver) -> None:
     """While it holds a notice jobs end and sweeps go on; later it is told."""
     batch, swept = pool.submit(jobs(2_000)), set[float]()
