@@ -23,7 +23,7 @@ test: setup  ## the quick suite: unit, contract, integration
 	@$(PY) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick -m "not slow" \
 		tests/integration tests/contract tests/unit
 
-LONGEST := large_batch audit_sample nodes hours lives_of_jobs
+LONGEST := large_file large_batch audit_sample nodes hours lives_of_jobs
 acceptance: setup  ## the slow tests, the README's own commands, what leaves and what escalates, large batches, many lives of jobs
 	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 		$(LONGEST:%=tests/acceptance/test_%.py) tests/acceptance
