@@ -29,8 +29,6 @@ from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 
-pytestmark = pytest.mark.slow
-
 #: in every prompt, and so in answers and errors that quote it
 SECRET = "quetzalcoatl"
 #: categories of the batch's jobs, and the class that each is of
@@ -256,6 +254,7 @@ def test_the_broker_page_has_a_queue_per_class(flower: Flower, page: Page, batch
     picture(page, "broker")
 
 
+@pytest.mark.slow
 def test_no_page_has_a_prompt(pool: TestPool, flower: Flower, page: Page, batch: str) -> None:
     """What was submitted is nowhere: not in pages as a browser renders them, not in the API; nor are passwords."""
     known = flower.tasks()
@@ -290,6 +289,7 @@ def test_it_only_shows(pool: TestPool, flower: Flower, page: Page) -> None:
     assert _healthy(pool) == set(NODES)
 
 
+@pytest.mark.slow
 def test_it_comes_back_after_redis(pool: TestPool, flower: Flower, moved: Flower) -> None:
     """One that saw Redis go and one that started without it both show slices again soon after Redis is back."""
     for one in (flower, moved):
@@ -302,6 +302,7 @@ def _sees_new_work(pool: TestPool, flower: Flower) -> bool:
     return bool(flower.tasks(batch))
 
 
+@pytest.mark.slow
 def test_it_is_moved_and_opened_on_purpose(pool: TestPool, flower: Flower, moved: Flower, page: Page) -> None:
     """With a prefix every page and what it loads is under it; with --writable and a chosen password a worker ends."""
     page.set_extra_http_headers({"Authorization": basic(moved.auth)})
@@ -321,6 +322,7 @@ def test_it_is_moved_and_opened_on_purpose(pool: TestPool, flower: Flower, moved
     eventually(lambda: {w.node for w in reading.all_workers(pool.db)} == {"gpu1"}, "the worker has left")
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_clear_line(pool: TestPool) -> None:
     """A port that somebody has, and an address that is nobody's here: exit 1, one line that names it."""
     with socket.create_server(("127.0.0.1", 0)) as other:
