@@ -58,6 +58,10 @@ class Hand:
         with self._lock:
             return list(self._held.values())
 
+    def unrecorded(self) -> bool:
+        """Whether an outcome waits to be recorded: until it is, the ledger says that its job runs."""
+        return any(held.ended for held in self.all())
+
     def __len__(self) -> int:
         return len(self._held)
 

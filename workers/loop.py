@@ -83,7 +83,7 @@ class Loop(threading.Thread):
         self._handing = threading.Lock()
         self._warm: tuple[str, float] = ("", 0.0)  # the model that answered last, and when
         self._absent: dict[str, str] = {}  # classes whose model the provider does not have -> model
-        self.line = Line(self._little_waits, lambda: not self.busy, lambda: self.takes)
+        self.line = Line(self._little_waits, self._empty, lambda: self.takes)
 
     # --- from any thread ---------------------------------------------------------------------------------
 
@@ -96,6 +96,10 @@ class Loop(threading.Thread):
     def busy(self) -> bool:
         """Whether anything runs or waits."""
         return bool(self._running or self._waiting or self._handed)
+
+    def _empty(self) -> bool:
+        """Whether a crash now would be put down to nothing that went in before."""
+        return not self.busy and not self.hand.unrecorded()
 
     @property
     def takes(self) -> bool:

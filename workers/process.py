@@ -182,6 +182,7 @@ class WorkerProcess:
 
     def _recorded(self, group: list[Outcome]) -> None:
         self._loop.hand.forget((o.job_id, o.fence) for o in group)
+        self._loop.line.moved()
         if self._traces is not None:
             self._traces.recorded(group)
         self._refill.ask(o.delay for o in group if o.state is JobState.QUEUED and o.delay)

@@ -27,6 +27,17 @@ def test_what_is_taken_is_in_hand_until_it_is_forgotten() -> None:
     assert hand.pairs() == {2: 1}
 
 
+def test_what_ended_is_unrecorded_until_it_is_forgotten() -> None:
+    """An outcome that waits for the ledger is known: suspects go in alone only when none does."""
+    hand = Hand()
+    (held,) = hand.take([job(1)], 100.0, LEASE)
+    assert not hand.unrecorded()
+    held.ended = True
+    assert hand.unrecorded()
+    hand.forget([(1, 1)])
+    assert not hand.unrecorded()
+
+
 def test_a_lease_is_never_overrated() -> None:
     """It counts from before the claim or the renewal was asked for, and no late answer shortens it."""
     hand = Hand()
