@@ -196,7 +196,10 @@ NOT_CLEARED = Clearance()
 
 
 def texts(value: object) -> Iterable[str]:
-    """Every string in a JSON value, keys too (a schema's are the user's words): what of a request a detector reads."""
+    """Every string in a JSON value, keys too (a schema's are the user's words): what of a request a detector reads.
+
+    A message's text in several parts is there once more as the model reads it, in one piece.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -206,3 +209,6 @@ def texts(value: object) -> Iterable[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from texts(item)
+        parts = [item["text"] for item in value if isinstance(item, Mapping) and isinstance(item.get("text"), str)]
+        if len(parts) > 1:
+            yield "".join(parts)

@@ -120,7 +120,7 @@ def content(request: Request, caller: Reader, file_id: str) -> Response:
 
 @router.delete("/{file_id}")
 def delete(request: Request, caller: Submitter, file_id: str) -> dict[str, Any]:
-    """Forget a file; batches that were made of it go on."""
+    """Forget a file; batches that were made of it go on, and one that is still validating keeps it (409)."""
     pool = _pool(request)
     if seen := _view(request, caller, file_id):
         api_batches.delete_view(pool.db, seen.api.id, file_id)

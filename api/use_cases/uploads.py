@@ -12,7 +12,7 @@ import orjson
 
 from api.use_cases import openai_texts as texts
 from api.use_cases.pool import Pool
-from tasks.errors import UsageError
+from tasks.errors import Conflict, UsageError
 from tasks.ledger import api_batches
 
 #: the folder in OFFLOAD_HOME, and what ends the name of a file that is still written
@@ -66,7 +66,7 @@ def _check(path: Path) -> None:
 
 
 def drop(pool: Pool, file_id: str) -> None:
-    """Delete a file; batches that were made of it stay."""
+    """Delete a file; batches that were made of it stay. Raises Conflict while one of them is validating."""
     api_batches.drop_file(pool.db, file_id)
     path_of(pool, file_id).unlink(missing_ok=True)
 
@@ -75,6 +75,6 @@ def drop_expired(pool: Pool) -> int:
     """Delete the files whose time is over; how many."""
     found = api_batches.expired_files(pool.db)
     for file_id in found:
-        with suppress(OSError):
+        with suppress(OSError, Conflict):
             drop(pool, file_id)
     return len(found)

@@ -98,8 +98,11 @@ def list_files(db: Database, whose: Whose) -> list[Row[Any]]:
 
 @retried
 def drop_file(db: Database, file_id: str) -> None:
-    """Forget a file."""
+    """Forget a file; raises Conflict while lines of it are checked: without it that batch would fail."""
     with db.write() as c:
+        made_of_it = api_batches.c.input_file_id == file_id, api_batches.c.state == Phase.VALIDATING
+        if (batch_id := c.execute(select(api_batches.c.id).where(*made_of_it).limit(1)).scalar()) is not None:
+            raise Conflict(f"batch {batch_id} is made of this file and still validating; delete it after that")
         c.execute(delete(files).where(files.c.id == file_id))
 
 

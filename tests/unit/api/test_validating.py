@@ -14,7 +14,7 @@ import pytest
 from api.use_cases import uploads
 from api.use_cases.pool import Pool
 from api.use_cases.validating import validate
-from tasks.errors import QueueFull
+from tasks.errors import Conflict, QueueFull
 from tasks.ledger import api_batches, api_keys, submit
 from tasks.ledger.api_batches import Whose
 from tasks.ledger.api_keys import Scope
@@ -101,3 +101,18 @@ def test_batches_of_a_key_opened_at_once(ledger: Ledger, pool: Pool) -> None:
     made = [batch_of(pool, 2, owner) for _ in range(4)]
     at_once(*(partial(validate, pool, one) for one in made))
     assert sorted(state(pool, one) for one in made) == ["failed", "failed", "loaded", "loaded"]
+
+
+def test_a_file_is_not_deleted_under_its_batch(ledger: Ledger, pool: Pool) -> None:
+    """While its lines are checked a file cannot be deleted; once they are in the ledger it can, and they stay."""
+    batch_id = batch_of(pool, 2)
+    seen = api_batches.seen(pool.db, batch_id, Whose())
+    assert seen is not None
+    file_id = seen.api.input_file_id
+    with pytest.raises(Conflict, match=batch_id):
+        uploads.drop(pool, file_id)
+    validate(pool, batch_id)
+    uploads.drop(pool, file_id)
+    assert not uploads.path_of(pool, file_id).exists()
+    assert state(pool, batch_id) == "loaded"
+    assert len(ledger.jobs(batch_id)) == 2

@@ -145,12 +145,18 @@ def test_no_audit_passes_its_jobs_tier(
         assert asks.route.tier == tier
 
 
-@given(st.sampled_from(list(Tier)), st.sampled_from(list(Reach)), st.sampled_from([MAIL, SECRET, "plain"]))
-def test_the_border_reads_the_request_itself(tier: Tier, reach: Reach, text: str) -> None:
-    """What a detector finds in the request about to be sent counts, wherever in it, whatever was decided before."""
+@given(
+    st.sampled_from(list(Tier)), st.sampled_from(list(Reach)), st.sampled_from([MAIL, SECRET, "plain"]), st.integers(0)
+)
+def test_the_border_reads_the_request_itself(tier: Tier, reach: Reach, text: str, cut: int) -> None:
+    """What a detector finds in the request about to be sent counts, wherever in it, whatever was decided before.
+
+    It counts as well where it is cut into two parts, which the model reads as one text.
+    """
     found = Tier.LOCAL_ONLY if text == SECRET else Tier.LAN_OK if text == MAIL else Tier.CLOUD_OK
     allowed = permits(tier, reach) and permits(found, reach)
-    request = {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}], "model": "m"}
+    parts = [text[: cut % len(text)], text[cut % len(text) :]]
+    request = {"messages": [{"role": "user", "content": [{"type": "text", "text": part} for part in parts]}]}
     if allowed:
         Border(reach).admit("p", Clearance(tier), request)
     else:
