@@ -22,7 +22,8 @@ class Line:
         self._changed = threading.Condition()
         self._places: list[tuple[int, int]] = []
         self._order = count()
-        self._alone = False  #: suspects are in the loop
+        self._alone = False  #: suspects are in the loop, or on their way into it
+        self._going = 0  #: slices whose turn it is and that are not in the loop yet
         self._entering = 0  #: slices that may go in without a place in line
 
     def open(self) -> bool:
@@ -54,23 +55,25 @@ class Line:
             while self._takes() and not self._may_go(place, alone):
                 self._changed.wait(timeout=1.0)
             takes = self._takes()
+            self._going += takes
+            self._alone = self._alone or (alone and takes)
         try:
             yield takes
         finally:
             with self._changed:
                 self._places.remove(place)
-                self._alone = alone and takes
+                self._going -= takes
                 self._changed.notify_all()
 
     def _may_go(self, place: tuple[int, int], alone: bool) -> bool:
         if self._alone or place != min(self._places):
             return False
-        return self._empty() and not self._entering if alone else self._little_waits()
+        return self._empty() and not (self._entering or self._going) if alone else self._little_waits()
 
     def moved(self) -> None:
         """The loop started or ended something."""
         if not self._alone and not self._places:
             return
         with self._changed:
-            self._alone = self._alone and not self._empty()
+            self._alone = self._alone and bool(self._going or not self._empty())
             self._changed.notify_all()

@@ -141,6 +141,13 @@ class Strike:
             rows = c.execute(query).all()
         return {row.id: self.client.prompt(row.batch_id, row.line) for row in rows}
 
+    def met(self, submission: Submission, line: int, fault: str) -> int:
+        """How often the servers played a fault of the simulator to a line, counted from 1; each plays its own."""
+        assert submission.id is not None
+        prompt = self.client.prompt(submission.id, line)
+        played = [c for node in self.site.every_node for c in node.server.simulator.calls(1_000) if c["fault"] == fault]
+        return sum(call["prompt"] == prompt for call in played)
+
     def answered(self, node: Node) -> list[int]:
         """Of the jobs that were hit, those whose answer is on its way or there and not in the ledger; else all."""
         return self.was_answered(node) or list(self.hit)

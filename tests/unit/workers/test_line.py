@@ -114,3 +114,31 @@ def test_who_enters_beside_others_meets_nobody_alone() -> None:
     assert loop.all_went(1) == ["suspects"]
     with loop.line.entering() as free:
         assert not free
+
+
+def test_suspects_on_their_way_in_meet_nobody() -> None:
+    """From when it is their turn, before the loop has them, nobody enters beside them or passes them."""
+    loop = Loop()
+    with loop.line.turn(0, alone=True):
+        with loop.line.entering() as free:
+            assert not free
+        loop.come("urgent", priority=5)
+        loop.moved()
+        _quiet(lambda: loop.went == [])
+        loop.empty = False
+    loop.moved(empty=True)
+    assert loop.all_went(1) == ["urgent"]
+
+
+def test_suspects_do_not_pass_who_is_on_the_way_in() -> None:
+    """An ordinary slice whose turn it is and that the loop has not got yet is as one that runs."""
+    loop = Loop()
+    with loop.line.turn(0, alone=False):
+        loop.come("suspects", priority=5, alone=True)
+        _quiet(lambda: loop.went == [])
+        loop.empty = False
+    loop.moved()
+    _quiet(lambda: loop.went == [])
+    loop.moved(empty=True)
+    assert loop.all_went(1) == ["suspects"]
+    assert not loop.line.open()
