@@ -159,10 +159,14 @@ class Strike:
 
     def overlapping(self, victim: Node) -> list[str]:
         """Prompts for which another node was asked while the victim's own call still ran."""
-        ends = {c["prompt"]: c["at"] + c["ms"] / 1000 for c in victim.server.simulator.calls(4 * victim.in_flight)}
-        others = [c for node in self.others(victim) for c in node.server.simulator.calls(1_000)]
+        own = {c["prompt"]: c for c in victim.server.simulator.calls(4 * victim.in_flight)}
+        others = [c for node in self.others(victim) for c in node.server.simulator.calls(1_000) if c["prompt"] in own]
         late = self._idle.load.mean() * 0.1  # a call that is closed is logged a moment later
-        return [c["prompt"] for c in others if c["at"] + late < ends.get(c["prompt"], 0)]
+
+        def is_within(at: float, call: dict[str, Any]) -> bool:
+            return bool(call["at"] < at < call["at"] + call["ms"] / 1000 - late)  # one before it was another's try
+
+        return [c["prompt"] for c in others if is_within(c["at"], own[c["prompt"]])]
 
     def runs_again(self, ids: Sequence[int]) -> bool:
         """Whether one of these runs under a newer claim."""
