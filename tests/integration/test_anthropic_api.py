@@ -439,7 +439,7 @@ def test_lists(client: anthropic.Anthropic) -> None:
 
 def test_a_fault_in_a_request(client: anthropic.Anthropic) -> None:
     """The first fault of any request is told with its field, and nothing is submitted."""
-    before = client.messages.batches.list(limit=1).data
+    newest = [batch.id for batch in client.messages.batches.list(limit=1).data]
     for faulty, field in (
         (request("x" * 65), "requests.1.custom_id"),
         (request("a"), "requests.1.custom_id"),
@@ -449,7 +449,7 @@ def test_a_fault_in_a_request(client: anthropic.Anthropic) -> None:
         with pytest.raises(anthropic.BadRequestError) as caught:
             client.messages.batches.create(requests=[request("a"), faulty])
         assert caught.value.body["error"]["message"].startswith(f"{field}: ")  # type: ignore[index]
-    assert client.messages.batches.list(limit=1).data == before
+    assert [batch.id for batch in client.messages.batches.list(limit=1).data] == newest
 
 
 def test_an_api_that_dies(api: Api, client: anthropic.Anthropic) -> None:
