@@ -15,7 +15,7 @@ from tasks.states import TERMINAL
 
 START = 1_000_000.0
 #: PostgreSQL's database; milliseconds after which it looks for deadlocks
-UNIT, DEADLOCK_MS = "unit", 300
+UNIT, DEADLOCK_MS = "unit", 1000
 #: tables that are not emptied: what is in them was there before the first test
 FACTS = {"pool"}
 

@@ -19,8 +19,8 @@ from tasks.tables import Batch, Body, Job, Output
 from tests.unit.databases import ClockedDatabase
 from tests.unit.ledgers import Ledger, outcome
 
-#: seconds that a commit takes, and after which it is cut
-COMMIT_S, CUT_S = 0.25, 0.05
+#: seconds that a commit takes which is cut while it runs, and after which it is cut
+COMMIT_S, CUT_S = 1.0, 0.05
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def after(driver: Any) -> None:
 
 def during(driver: Any) -> None:
     """The server goes on with it while we look whether it is done."""
+    driver.execute(f"SET LOCAL cut.seconds = {COMMIT_S}")
     wire = socket.socket(fileno=os.dup(driver.pgconn.socket))
     threading.Timer(CUT_S, _break, (wire,)).start()
 
@@ -68,7 +69,7 @@ def cut(request: pytest.FixtureRequest, ledger: Ledger) -> Iterator[Callable[[in
         _say(
             ledger,
             "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS"
-            f" 'BEGIN PERFORM pg_sleep({COMMIT_S}); RETURN NULL; END'",
+            " $$BEGIN PERFORM pg_sleep(('0' || current_setting('cut.seconds', true))::float); RETURN NULL; END$$",
             "CREATE CONSTRAINT TRIGGER slowly AFTER INSERT OR UPDATE ON batches DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION slowly()",
         )

@@ -51,11 +51,11 @@ def _write(db: Database, proxy: Proxy, *, twice: bool) -> None:
 
 def test_an_answer_that_is_slow_is_waited_for(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long answer is no silence: every piece of it starts the time anew."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     db = Database(postgres.url("postgres"))
     with db.read() as c:
-        slow = text("SELECT pg_sleep(0.1), repeat('x', 100000) FROM generate_series(1, 12)")
-        assert len(c.execute(slow).all()) == 12
+        slow = text("SELECT pg_sleep(0.1), repeat('x', 100000) FROM generate_series(1, 24)")
+        assert len(c.execute(slow).all()) == 24
     db.close()
 
 
@@ -68,6 +68,7 @@ def test_a_frozen_writer_holds_its_locks_no_longer_than_it_may(
     db, other = Database(postgres.url("postgres")), Database(postgres.url("postgres"))
     with pytest.raises(DBAPIError, match="terminat"):
         _freeze(db, other, rows)
+    eventually(lambda: sweeping.end_frozen(other) == 0, "it is gone", 10)
     db.close()
     other.close()
 
@@ -77,4 +78,3 @@ def _freeze(db: Database, other: Database, rows: int) -> None:
         c.execute(text("CREATE TEMPORARY TABLE written (n INTEGER)"))
         c.execute(text("INSERT INTO written VALUES (:n)"), [{"n": n} for n in range(rows)])
         eventually(lambda: sweeping.end_frozen(other), "it is ended", 10)
-        assert sweeping.end_frozen(other) == 0
