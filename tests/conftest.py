@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from api.embedded import redis_server
+from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 
 pytest.register_assert_rewrite("tests.unit.lives", "tests.unit.hours")  # a life that fails says with what
+redis_server.free_port = free_port  # for the Redis of a test's pool; what is a program of its own chooses by itself
 
 
 def pytest_collection_finish() -> None:

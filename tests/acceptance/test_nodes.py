@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from api.embedded.redis_server import free_port
 from tasks.ledger import claims, endings, nodes, reading
 from tasks.ledger.claims import Identity
 from tasks.ledger.nodes import Wanted
@@ -23,6 +22,7 @@ from tasks.tables import Job
 from tests.support.cli import started
 from tests.support.nodes import NodeHost
 from tests.support.pool import HURRY, TestPool, running, simulated
+from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 
-from api.embedded.redis_server import free_port
 from api.use_cases.doctor import examine
 from tests.chaos.strike import Strike
+from tests.support.ports import free_port
 
 
 def flushed(s: Strike) -> None:

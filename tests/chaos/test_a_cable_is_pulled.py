@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from api.embedded.redis_server import free_port
 from tasks.ledger import reading
 from tests.chaos import machine
 from tests.chaos.machine import HERE, Machine
 from tests.chaos.proxy import Proxy, Wire
 from tests.support.nodes import NodeHost
 from tests.support.pool import TestPool, running, simulated
+from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread

@@ -20,12 +20,12 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from api.embedded.redis_server import free_port
 from tasks.ledger import reading
 from tests.support.browser import PICTURES, browsing
 from tests.support.cli import executable
 from tests.support.nursery import Role
 from tests.support.pool import TestPool, running, simulated
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 

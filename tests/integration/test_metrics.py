@@ -14,9 +14,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from api.embedded.redis_server import free_port
 from tests.support.cli import executable
 from tests.support.pool import Redis, TestPool, running, simulated
+from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.processes import of_folder
 from tests.support.waiting import eventually

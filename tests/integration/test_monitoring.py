@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from api.commands import COMMANDS, cli
-from api.embedded.redis_server import free_port
 from api.exporting.families import families
 from api.exporting.tally import zeros
 from tasks.config import parse
 from tests.support.needed import needed
 from tests.support.pool import TestPool, running, simulated
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 

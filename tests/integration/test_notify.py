@@ -6,7 +6,6 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from tasks.notices import Kind, News
 from tests.support.cli import jsonl
 from tests.support.pool import TestPool, running, simulated
 from tests.support.receiver import SECRET, Receiver, receiver
+from tests.support.servers import Server
 from tests.support.waiting import eventually
-from workers.simulator import SimulatorConfig, in_thread
 
 pytestmark = pytest.mark.slow
 
@@ -29,24 +28,6 @@ WEBHOOK = "TEAM_WEBHOOK"
 PRIVATE = ("confidential", "made-up-answer", "line-of-mine")
 JUDGE = '#!{python}\nimport sys\nsys.stdin.read()\nprint("{answer}")\n'
 PROMPT = "Summarize this confidential note"
-
-
-class Server:
-    """A model server that can be switched off and on again at its address."""
-
-    def __init__(self) -> None:
-        self._open = ExitStack()
-        self.port = 0
-        self.on()
-
-    def on(self) -> None:
-        """Start it."""
-        made = self._open.enter_context(in_thread(SimulatorConfig(slots=64, loaded_limit=8, ttft_s=0.05), self.port))
-        self.port, self.url = made.port, made.url
-
-    def off(self) -> None:
-        """Stop it."""
-        self._open.close()
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +40,9 @@ def hook() -> Iterator[Receiver]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """The model server at home."""
-    made = Server()
+    made = Server(slots=64, loaded_limit=8, ttft_s=0.05)
     yield made
-    made.off()
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +123,11 @@ def _all_asked(pool: TestPool, batch: str) -> list[Any]:
 def test_a_provider_that_is_away_and_its_backlog_are_told(pool: TestPool, hook: Receiver, server: Server) -> None:
     """Down when its worker finds it so, then what waits for it, then up again."""
     eventually(lambda: not ticks.counted(pool.db, "notify")[1]["backlog"], "nothing waits, on a busy machine either")
-    server.off()
+    server.stop()
     waits = pool.submit(jobs(2))
     told(hook, "provider here/sim down (offline)")
     told(hook, f"class small: jobs wait for more than 1 s, the oldest in {waits}")
-    server.on()
+    server.start()
     told(hook, "provider here/sim up again")
     pool.finished(waits)
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import redis
 
-from api.embedded.redis_server import free_port
 from tests.support.pool import TestPool, simulated
+from tests.support.ports import free_port
 from tests.support.redis_roles import OPS, ROLES, RedisOfRoles
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread

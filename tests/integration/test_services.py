@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from api.embedded.redis_server import free_port
 from api.services import ROLES, Place, Role, manager, role
 from tasks.errors import UsageError
 from tests.support.cli import EXECUTABLE, Ran, executable, offload
 from tests.support.needed import needed
 from tests.support.pool import TestPool, clean_environment, running, simulated
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 from workers.simulator import SimulatorConfig, in_thread
 

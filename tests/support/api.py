@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from api.embedded.redis_server import free_port
 from tests.support.lazily import Lazily
 from tests.support.nursery import Role
 from tests.support.pool import TestPool
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:

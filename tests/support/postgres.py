@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from api.embedded.redis_server import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 #: what a server of a few seconds can do without; a killed process loses nothing by it, a power cut would

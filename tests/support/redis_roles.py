@@ -10,7 +10,8 @@ from pathlib import Path
 
 import redis
 
-from api.embedded.redis_server import find_binary, free_port
+from api.embedded.redis_server import find_binary
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 OPS = Path(__file__).parents[2] / "ops"

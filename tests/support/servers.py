@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from tests.support.ports import free_port
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 
 
@@ -14,8 +15,9 @@ class Server:
     def __init__(self, **config: Any) -> None:
         self._config = SimulatorConfig(**config)
         self._stack = ExitStack()
-        self.simulator: BackgroundSimulator = self._stack.enter_context(in_thread(self._config))
-        self.url, self._port = self.simulator.url, self.simulator.port
+        self._port = free_port()
+        self.start()
+        self.url = self.simulator.url
 
     def stop(self) -> None:
         """Nobody answers any more; every connection is cut."""
@@ -23,7 +25,7 @@ class Server:
 
     def start(self) -> None:
         """It answers again, with everything it remembered forgotten."""
-        self.simulator = self._stack.enter_context(in_thread(self._config, self._port))
+        self.simulator: BackgroundSimulator = self._stack.enter_context(in_thread(self._config, self._port))
 
     def close(self) -> None:
         """End it for good."""

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from api.embedded.redis_server import free_port
+from api.embedded import redis_server
 from api.flower_role import Door, auth, check_door, is_loopback, shown
 from tasks.app import Publisher, make_app
 from tasks.errors import PoolError, UsageError
 from tasks.settings import Settings
 from tests.support.cli import offload
 from tests.support.pool import clean_environment
+from tests.support.ports import chosen_by_pool, free_port
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
@@ -89,12 +90,20 @@ def test_the_address_that_is_printed_opens() -> None:
     assert Door("::1", 0, "pool/watch").url(7) == "http://[::1]:7/pool/watch/"
 
 
-def test_the_wanted_port_is_taken_where_it_is_free() -> None:
+def test_the_wanted_port_is_taken_where_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that somebody listens at is left to them; once it is free it is the one."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        wanted = other.getsockname()[1]
-        assert free_port(wanted) not in (0, wanted)
-    assert free_port(wanted) == wanted
+    monkeypatch.setattr(redis_server, "free_port", chosen_by_pool)
+    wanted = free_port()
+    with socket.create_server(("127.0.0.1", wanted)):
+        assert redis_server.free_port(wanted) not in (0, wanted)
+    assert redis_server.free_port(wanted) == wanted
+
+
+def test_what_tests_start_listens_where_the_system_puts_nobody(tmp_path: Path) -> None:
+    """A test's Redis has a port that no outgoing connection gets, and never one that a test was given just before."""
+    ports = [redis_server.prepare(tmp_path, tmp_path).port for _ in range(2)]
+    assert ports[0] != ports[1]
+    assert max(ports) < 32_768
 
 
 def test_a_slice_is_shown_in_one_short_line(monkeypatch: pytest.MonkeyPatch) -> None:

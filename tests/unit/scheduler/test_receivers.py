@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from api.embedded.redis_server import free_port
 from scheduler import receivers
 from scheduler.receivers import Answer, Apprise, Webhook, deliver
 from tasks.registry import NotifySettings
+from tests.support.ports import free_port
 from tests.support.receiver import SECRET, Receiver, receiver
 from tests.support.waiting import eventually
 

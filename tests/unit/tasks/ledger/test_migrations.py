@@ -19,12 +19,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlmodel import SQLModel
 
-from api.embedded.redis_server import free_port
 from tasks.errors import ConfigError, OffloadError, PoolError
 from tasks.ledger import claims, schema, ticks
 from tasks.ledger.claims import Identity
 from tasks.ledger.database import Database
 from tasks.settings import Times
+from tests.support.ports import free_port
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
 from tests.unit.databases import opened
