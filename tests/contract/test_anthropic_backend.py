@@ -56,8 +56,8 @@ def answer(call: Call, **config: Any) -> Reply:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until it holds; TimeoutError after five seconds."""
-    async with asyncio.timeout(5):
+    """Wait until it holds; TimeoutError after half a minute."""
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.005)
 

@@ -22,7 +22,8 @@ THINKER = "gemma4:26b"
 EMBEDDER = "bge-m3"
 SECRET = "the-prompt-nobody-may-see"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-SHORT = Timeouts(connect=2.0, load=0.0, first_token=0.3, between_tokens=0.3, total=5.0)
+#: for silence alone: whatever else a server does, a busy machine may be later with it
+SHORT = Timeouts(connect=5.0, load=0.0, first_token=1.0, between_tokens=0.3, total=10.0)
 
 
 def chat(prompt: str, **fields: Any) -> Call:
@@ -42,8 +43,8 @@ def answer(opened: Opened, call: Call, **config: Any) -> Reply:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until it holds; TimeoutError after five seconds."""
-    async with asyncio.timeout(5):
+    """Wait until it holds; TimeoutError after half a minute."""
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -198,11 +199,16 @@ FAULTS: list[tuple[str, type[CallError], str]] = [
 ]
 
 
+def limits(code: str) -> Timeouts:
+    """Those of a call that is to fail with this code."""
+    return SHORT if code in ("first_token_timeout", "stalled") else Timeouts()
+
+
 @pytest.mark.parametrize(("fault", "error", "code"), FAULTS, ids=[fault for fault, *_ in FAULTS])
 def test_each_fault_has_its_error(opened: Opened, fault: str, error: type[CallError], code: str) -> None:
     """Every fault becomes the one error that tells the loop what to do, and never quotes the prompt."""
     with pytest.raises(CallError) as raised:
-        answer(opened, chat(f"[[sim:{fault}]] {SECRET}", timeouts=SHORT))
+        answer(opened, chat(f"[[sim:{fault}]] {SECRET}", timeouts=limits(code)))
     assert type(raised.value) is error
     assert raised.value.code == code
     assert SECRET not in str(raised.value)
@@ -219,7 +225,7 @@ def test_each_fault_of_an_embedding_has_its_error(
 ) -> None:
     """Embeddings fail by the same table."""
     with pytest.raises(CallError) as raised:
-        answer(opened, Call("embed", EMBEDDER, inputs=[f"[[sim:{fault}]]"], timeouts=SHORT))
+        answer(opened, Call("embed", EMBEDDER, inputs=[f"[[sim:{fault}]]"], timeouts=limits(code)))
     assert (type(raised.value), raised.value.code) == (error, code)
 
 
@@ -304,9 +310,9 @@ def test_a_late_call_frees_the_slot(opened: Opened) -> None:
 
 def test_the_whole_call_has_a_deadline(opened: Opened) -> None:
     """Tokens that keep coming do not keep a call alive past its total."""
-    limits = Timeouts(total=0.5)
+    late = Timeouts(total=0.5)
     with pytest.raises(Transient) as raised:
-        answer(opened, chat("Tell me a long story.", timeouts=limits), tokens_per_s=1.0)
+        answer(opened, chat("Tell me a long story.", timeouts=late), tokens_per_s=1.0)
     assert raised.value.code == "total_timeout"
 
 
@@ -362,7 +368,7 @@ def test_nobody_answers(kind: str) -> None:
         address = full.getsockname()
         with socket.create_connection(address):
             url = f"http://127.0.0.1:{address[1]}"
-            assert asyncio.run(failure(kind, url, probe=False)) == (Offline, "connect_timeout", None)
+            assert asyncio.run(failure(kind, url, probe=False, connect_s=0.3)) == (Offline, "connect_timeout", None)
 
 
 def test_a_name_without_address(kind: str) -> None:
@@ -377,13 +383,14 @@ def test_what_is_no_url(kind: str, url: str) -> None:
     assert asyncio.run(failure(kind, url)) == (Permanent, "bad_url", Health.MISCONFIGURED)
 
 
-async def failure(kind: str, url: str, probe: bool = True) -> tuple[type[CallError], str, Health | None]:
+async def failure(
+    kind: str, url: str, probe: bool = True, connect_s: float = 30.0
+) -> tuple[type[CallError], str, Health | None]:
     """How a call to this address fails, and what a probe says."""
-    limits = Timeouts(connect=0.3)
     backend = connect(kind, url, "nobody")
     try:
         with pytest.raises(CallError) as raised:
-            await backend.call(Call("chat", MODEL, timeouts=limits))
+            await backend.call(Call("chat", MODEL, timeouts=Timeouts(connect=connect_s)))
         health = (await backend.probe()).health if probe else None
         return type(raised.value), raised.value.code, health
     finally:

@@ -21,7 +21,7 @@ EMBEDS = ["/api/embed", "/v1/embeddings"]
 BOTH = pytest.mark.parametrize("stream", [False, True])
 EVERY = pytest.mark.parametrize("path", CHATS)
 #: seconds after which a reply is taken to never come
-SILENCE = 0.5
+SILENCE = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,11 @@ def body(path: str, text: str, stream: bool = False, **fields: Any) -> dict[str,
     return {"model": MODELS[path], "messages": messages, "max_tokens": 2000, "stream": stream, **fields}
 
 
-def post(sim: BackgroundSimulator, path: str, text: str, stream: bool = False, **fields: Any) -> httpx.Response:
+def post(
+    sim: BackgroundSimulator, path: str, text: str, stream: bool = False, timeout: float = 30.0, **fields: Any
+) -> httpx.Response:
     """One chat with a fault."""
-    return httpx.post(sim.url + path, json=body(path, text, stream, **fields), timeout=SILENCE)
+    return httpx.post(sim.url + path, json=body(path, text, stream, **fields), timeout=timeout)
 
 
 def until(predicate: Callable[[], bool]) -> None:
@@ -110,7 +112,7 @@ def test_reset(sim: BackgroundSimulator, path: str, stream: bool) -> None:
 def test_hang_holds_its_slot_until_the_client_goes(sim: BackgroundSimulator, path: str, stream: bool) -> None:
     """Nothing ever comes; when the client goes the slot is free and the call logged as closed."""
     with pytest.raises(httpx.ReadTimeout):
-        post(sim, path, "[[sim:hang]]", stream)
+        post(sim, path, "[[sim:hang]]", stream, timeout=SILENCE)
     until(lambda: sim.stats()["serving"] == 0)
     last = sim.calls()[-1]
     assert (last["fault"], last["closed"], last["status"]) == ("hang", True, 0)
