@@ -188,7 +188,7 @@ def test_a_high_priority_goes_first(pool_: TestPool) -> None:
     """On a busy pool 20 urgent jobs end before anything of the long batch that was not in hand when they came."""
     low = pool_.submit(summaries(300, SLOW))
     eventually(lambda: pool_.batch(low).done > 10, "the pool is busy")
-    high = pool_.cli("submit", "-", "--priority", "9", stdin=jsonl(summaries(20, SLOW))).text
+    high = pool_.cli("submit", "-", "--priority", "9", stdin=jsonl(summaries(20, SLOWER))).text  # for two looks
     place = pool_.cli("status", low, "--json").json["position"]
     assert (place["batches_ahead"], place["jobs_ahead"] > 0) == (1, True)
     assert "ahead of it: " in pool_.cli("status", low).text
@@ -207,9 +207,10 @@ def test_the_time_left(pool_: TestPool) -> None:
     status = pool_.cli("status", unserved, "--json").json
     assert status["left_s"] is None
     assert "serves class reason" in status["left_unknown"]
-    batch = pool_.submit(summaries(80, "[[sim:delay=0.1]]"))
-    eventually(lambda: pool_.batch(batch).done >= 40, "half is done")
-    asked, left = time.time(), pool_.cli("status", batch, "--json").json["left_s"]
+    batch = pool_.submit(summaries(240, "[[sim:delay=0.1]]"))
+    eventually(lambda: pool_.batch(batch).done >= 120, "half is done")
+    before, left, after = time.time(), pool_.cli("status", batch, "--json").json["left_s"], time.time()
     pool_.finished(batch)
-    took = pool_.batch(batch).finished_at - asked
-    assert took / 3 < left < 3 * took + 1  # how right it is, tests/bench/fairness.py says: this machine may be busy
+    finished = pool_.batch(batch).finished_at
+    # how right it is, tests/bench/fairness.py says: this machine may be busy
+    assert (finished - after) / 3 < left < 3 * (finished - before) + 1
