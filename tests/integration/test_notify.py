@@ -159,8 +159,7 @@ def test_nothing_private_is_told(pool: TestPool, hook: Receiver) -> None:
     """Of all that was told above no text holds a prompt, an answer or a line's id, and none came twice."""
     said = str(hook.got)
     assert not [word for word in PRIVATE if word in said]
-    listed = pool.cli("notify", "list", "--limit", "100", "--json").json
-    assert {row["state"] for row in listed} == {"sent"}
+    listed = eventually(lambda: _all_sent(pool), "what is told is taken")
     assert {row["kind"] for row in listed} >= {
         "batch_done", "fallback", "quota_80", "quota_100", "audit_alarm", "provider_down", "provider_up", "backlog",
     }  # fmt: skip
@@ -169,10 +168,15 @@ def test_nothing_private_is_told(pool: TestPool, hook: Receiver) -> None:
     assert "provider here/sim up again" in pool.cli("notify", "list").text
 
 
+def _all_sent(pool: TestPool) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pool.cli("notify", "list", "--limit", "100", "--json").json
+    return rows if {row["state"] for row in rows} == {"sent"} else []
+
+
 def test_doctor_and_test_say_how_receivers_are(pool: TestPool, hook: Receiver) -> None:
     """Where the variable is not set here beat's word counts; one that answers wrongly is broken, with its answer."""
     assert pool.cli("notify", "test").text == f"ok      {WEBHOOK} at 127.0.0.1: HTTP 200 (ok)"
-    assert hook.texts[-1] == "Offload: a test"
+    assert "Offload: a test" in hook.texts
     found = [f for f in pool.cli("doctor", "--json").json if f["check"] == f"notify {WEBHOOK}"]
     assert [f["ok"] for f in found] == [True]
     del pool.environment[WEBHOOK]
@@ -183,7 +187,8 @@ def test_doctor_and_test_say_how_receivers_are(pool: TestPool, hook: Receiver) -
     hook.status, hook.says = 403, b"invalid_token"
     ran = pool.cli("notify", "test")
     assert (ran.code, ran.text) == (1, f"FAILED  {WEBHOOK} at 127.0.0.1: HTTP 403 (invalid_token)")
-    pool.cli("submit", "-", "--notify", stdin=jsonl(jobs(1)))
+    with pool.db.write() as c:
+        tell(c, pool.db.now(c), News(Kind.BROKER, "redis"))  # no job waits for it, so that this is all there is to tell
     eventually(lambda: notices.troubles(pool.db), "beat is refused")
     (finding,) = [f for f in pool.cli("doctor", "--json").json if f["check"] == f"notify {WEBHOOK}"]
     assert (finding["ok"], finding["detail"], finding["fix"]) == (
