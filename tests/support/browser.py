@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Route, sync_playwright
+from playwright.sync_api import BrowserContext, Route, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: it asks nobody but the pages it is sent to
@@ -26,6 +26,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+#: milliseconds that a page may take, and what is expected of it
+PATIENCE_MS = 15_000
 #: where pictures go; git ignores it
 PICTURES = Path(__file__).parents[2] / "build" / "screenshots"
 
@@ -52,7 +54,8 @@ def browsing(folder: Path, user: str, password: str) -> Iterator[BrowserContext]
             viewport={"width": 1440, "height": 720},
             timezone_id="UTC",
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         context.route(lambda url: urlsplit(url).hostname != "127.0.0.1", _refuse)
         try:
             yield context
