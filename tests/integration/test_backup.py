@@ -21,7 +21,7 @@ from tasks.errors import PoolError
 from tasks.ledger import copying, reading, schema
 from tasks.ledger.database import Database
 from tasks.settings import Settings
-from tests.support.cli import Ran, offload
+from tests.support.cli import Ran, examined, offload
 from tests.support.pool import TestPool, clean_environment, running, simulated
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
@@ -68,7 +68,9 @@ def test_a_pool_in_the_middle_of_its_work_is_finished_elsewhere(
         here.up()
         batch_id = here.submit(jobs)
         eventually(lambda: half_done(here, batch_id), "the batch is half done", every_s=0.005)
+        simulator.configure(ttft_s=3.0)  # it stays in the middle, however long the backup takes
         done = here.cli("backup", str(folder), "--json")
+        simulator.configure(ttft_s=0.1)
         assert done.code == 0, done.stderr
         expected = outputs(here.finished(batch_id))
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -79,7 +81,7 @@ def test_a_pool_in_the_middle_of_its_work_is_finished_elsewhere(
         assert 0 < was.open < JOBS
         there.up()
         assert outputs(there.finished(batch_id)) == expected
-        assert there.cli("doctor", "--deep").text.count("BROKEN") == 0
+        examined(there.cli, "--deep")
 
 
 def outputs(lines: list[dict[str, object]]) -> dict[object, object]:
