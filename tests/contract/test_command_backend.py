@@ -14,6 +14,7 @@ import pytest
 
 from tasks.errors import CallError, Misconfigured, OutOfReach, Permanent, Transient
 from tasks.privacy import Clearance, Reach, Tier
+from tests.support.processes import ended
 from tests.support.waiting import eventually
 from workers.backends import Call, Health, Reply, Timeouts, command
 from workers.backends.border import Border
@@ -108,7 +109,7 @@ def test_nothing_of_it_is_left(tmp_path: Path) -> None:
 
     asyncio.run(close_it())
     pid, _, folder = note.read_text().partition(" ")
-    eventually(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == "zombie", "it is gone")
+    eventually(lambda: ended(int(pid)), "it is gone")
     assert not Path(folder).exists()
 
 
@@ -163,7 +164,7 @@ def test_it_ends_with_its_worker(tmp_path: Path) -> None:
     try:
         pid = int(eventually(lambda: told.exists() and told.read_text(), "it runs"))
         worker.kill()
-        eventually(lambda: not psutil.pid_exists(pid), "it ended", 5)
+        eventually(lambda: ended(pid), "it ended", 5)
     finally:
         worker.kill()
         worker.wait()

@@ -25,10 +25,10 @@ from redis.retry import Retry
 
 from api.embedded.state import running_pid
 from tasks.settings import Settings
-from tests.support.cli import Ran, executable, jsonl, offload, started
+from tests.support.cli import Ran, examined, executable, jsonl, offload, started
 from tests.support.gguf import tiny_model
 from tests.support.pool import HURRY, clean_environment
-from tests.support.processes import end_all, of_folder, playing
+from tests.support.processes import end_all, ended, of_folder, playing
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -123,8 +123,7 @@ def own(tmp_path: Path) -> Iterator[Home]:
 
 def test_up_is_a_whole_pool(home: Home) -> None:
     """After `up --detach` doctor finds nothing and a job is run; the log is in the home."""
-    ran = home.cli("doctor")
-    assert ran.code == 0, ran.text
+    examined(home.cli)
     ran = home.cli("run", "summarize", "A short note.", "--timeout", "60")
     assert ran.code == 0, ran.stderr
     assert "the pool is up" in (home.path / "logs" / "pool.log").read_text()
@@ -195,7 +194,7 @@ def test_a_killed_leash_takes_its_role_with_it(home: Home) -> None:
     assert leash is not None
     assert any("leash.py" in part for part in leash.cmdline())
     leash.kill()
-    eventually(lambda: not psutil.pid_exists(worker.pid) or worker.status() == psutil.STATUS_ZOMBIE, "the role is gone")
+    eventually(lambda: ended(worker.pid), "the role is gone")
     eventually(lambda: playing(home.path, "worker", "--provider"), "it is back")
 
 

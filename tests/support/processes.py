@@ -37,6 +37,14 @@ def playing(home: Path, *words: str) -> list[psutil.Process]:
     return found
 
 
+def ended(pid: int) -> bool:
+    """Whether a process is over, also while nobody has asked how it ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def end_all(home: Path) -> None:
     """kill -9 of whatever a failed test left."""
     for process in of_folder(home):
