@@ -2,7 +2,8 @@
 
 A provider that serves several classes gets one of them at a time, so that it does not swap models for every
 slice: a class keeps its turn until it is empty, until a higher priority waits elsewhere, or until both its turn
-and another class's oldest job are older than `turn_s`.
+and another class's oldest job are older than `turn_s`.  Who has used its turn up is followed by the next by name, so
+that all come round; who did not may have cut another's short, and nobody knows whose: the clock says who is next.
 """
 
 from __future__ import annotations
@@ -55,21 +56,20 @@ def next_turn(
     mine = {name: waiting[name] for name in worker.classes if name in waiting}
     if not mine:
         return None
-    best = min(mine, key=lambda name: (-mine[name].priority, mine[name].since, name))
-    current = mine.get(worker.turn_class or "")
-    if current is None and worker.turn_class in unclaimed and worker.turn_class in worker.classes:
-        current = Waiting(priority=mine[best].priority, since=now)
-    if current is None or worker.turn_class is None:
-        return best
-    others = {name: w for name, w in mine.items() if name != worker.turn_class and w.priority == current.priority}
-    urgent = mine[best].priority > current.priority
+    turn, highest = worker.turn_class, max(w.priority for w in mine.values())
+    first = sorted(name for name, w in mine.items() if w.priority == highest)
+    current = mine.get(turn or "")
+    if current is None and turn in unclaimed and turn in worker.classes:
+        current = Waiting(priority=highest, since=now)
+    if turn is None or (current is not None and current.priority < highest):
+        return min(first, key=lambda name: mine[name].since)
+    if current is None:
+        return first[int(now // turn_s) % len(first)]
+    waited_long = [name for name in first if name != turn and now - mine[name].since >= turn_s]
     served_long = now - worker.turn_since >= turn_s
-    waited_long = any(now - w.since >= turn_s for w in others.values())
-    if urgent:
-        return best
     if served_long and waited_long:
-        return min(others, key=lambda name: (others[name].since, name))
-    return worker.turn_class
+        return min(waited_long, key=lambda name: (name < turn, name))
+    return turn
 
 
 def slice_size(capacity: int) -> int:

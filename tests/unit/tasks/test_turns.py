@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,8 @@ from tasks.turns import MAX_SLICE, WINDOW, LiveWorker, Waiting, next_turn, room,
 
 NOW = 1000.0
 TURN = 60.0
+#: seconds between two looks
+LOOK = 5.0
 
 
 def server(turn: str | None = None, since: float = 0.0, classes: tuple[str, ...] = ("a", "b")) -> LiveWorker:
@@ -70,6 +74,51 @@ def test_a_turn_is_a_class_that_waits(
     chosen = next_turn(server(turn, since, tuple(classes)), waiting, unclaimed, NOW, TURN)
     assert (chosen is None) == (not set(classes) & set(waiting))
     assert chosen is None or (chosen in classes and chosen in {*waiting, *unclaimed})
+
+
+def served(waits: Callable[[float], dict[str, Waiting]], start: float, looks: int) -> list[str | None]:
+    """What a provider of classes a to f is sent in so many looks of LOOK seconds."""
+    found = []
+    worker = server(classes=tuple("abcdef"))
+    for now in (start + LOOK * n for n in range(looks)):
+        turn = next_turn(worker, waits(now), (), now, TURN)
+        if turn is not None and turn != worker.turn_class:
+            worker = replace(worker, turn_class=turn, turn_since=now)
+        found.append(turn)
+    return found
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.builds(Waiting, st.just(0), st.floats(0, NOW)), min_size=2))
+def test_every_class_gets_its_turn(waiting: dict[str, Waiting]) -> None:
+    """Of k that always have work each is served in every k turns, whichever began to wait first."""
+    k = len(waiting)
+    turns = [name for name, _ in groupby(served(lambda _: waiting, NOW + TURN, 3 * k * int(TURN / LOOK)))]
+    assert len(turns) == 3 * k
+    assert all(set(turns[n : n + k]) == set(waiting) for n in range(2 * k + 1))
+
+
+@given(
+    st.sets(st.sampled_from("abcdef"), min_size=1),
+    st.sampled_from("abcdef"),
+    st.integers(2, 30),
+    st.integers(0, 1),
+    st.integers(0, 1000),
+)
+def test_who_comes_and_goes_keeps_nobody_waiting(
+    always: set[str], other: str, every: int, priority: int, start: int
+) -> None:
+    """Beside one that has a job now and then, which may be urgent, each of k is served in every 2k turns' time."""
+    waiting = {name: Waiting(0, n) for n, name in enumerate(sorted(always - {other}))}
+    most = 2 * (len(waiting) + 1) * TURN
+
+    def waits(now: float) -> dict[str, Waiting]:
+        comes = round(now / LOOK) % every == 0
+        return waiting | ({other: Waiting(priority, 1)} if comes else {})
+
+    given_ = served(waits, NOW + LOOK * start, 3 * int(most / LOOK))
+    for name in waiting:
+        without = [len(list(some)) for mine, some in groupby(given_, lambda turn: turn == name) if not mine]  # noqa: B023
+        assert LOOK * max(without, default=0) <= most, name
 
 
 @given(st.integers(1, 5000))
