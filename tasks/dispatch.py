@@ -146,20 +146,33 @@ def _live_workers(c: Connection, seen_since: float) -> list[LiveWorker]:
 
 
 def _waiting_batches(c: Connection, queue: _Queue) -> Sequence[Row[Any]]:
-    """Open batches with due jobs of a class, in the order they are served: priority, then fair turns."""
-    return c.execute(_waiting_query(queue.tiers), {"name": queue.name, "now": queue.now}).all()
+    """Open batches with due jobs of a class, in the order they are served: priority, then fair turns.
+
+    Where the look may be full of those whose suspects wait for each other, as many that have others come with them.
+    """
+    given = {"name": queue.name, "now": queue.now, "most": BATCHES_A_LOOK}
+    found = c.execute(_waiting_query(queue.tiers), given).all()
+    if len(found) < BATCHES_A_LOOK:
+        return found
+    crashes = _taken_back(c, queue, [row.id for row in found]).values()
+    if max(crashes, default=0) < ALONE_CRASHES:
+        return found
+    others = c.execute(_waiting_query(queue.tiers, suspects=False), given).all()
+    both = {row.id: row for row in (*found, *others)}.values()
+    return sorted(both, key=lambda row: (-row.priority, row.served_at, row.opened_at))
 
 
 # Every look asks these, and making a statement takes longer than asking it: each is made once.
 
 
 @functools.cache
-def _waiting_query(tiers: tuple[str, ...]) -> Select[Any]:
+def _waiting_query(tiers: tuple[str, ...], *, suspects: bool = True) -> Select[Any]:
+    which = () if suspects else (or_(jobs.c.taken_back_at.is_(None), jobs.c.crashes < ALONE_CRASHES),)
     return (
-        select(batches.c.id, batches.c.priority, batches.c.opened_at, batches.c.open)
-        .where(*_waits(bindparam("name"), tiers))
+        select(batches.c.id, batches.c.priority, batches.c.opened_at, batches.c.served_at, batches.c.open)
+        .where(*_waits(bindparam("name"), tiers, *which))
         .order_by(batches.c.priority.desc(), batches.c.served_at, batches.c.opened_at)
-        .limit(BATCHES_A_LOOK)
+        .limit(bindparam("most"))
     )
 
 
@@ -168,9 +181,11 @@ def _due_query(classes: tuple[tuple[str, tuple[str, ...]], ...]) -> Select[*tupl
     return select(*(exists().where(*_waits(name, tiers)) for name, tiers in classes))
 
 
-def _waits(name: str | BindParameter[str], tiers: tuple[str, ...]) -> tuple[ColumnElement[bool], ...]:
-    """That a batch may be served now, and has something of a class to send."""
-    may_be_sent = _may_be_sent(name, bindparam("now"))
+def _waits(
+    name: str | BindParameter[str], tiers: tuple[str, ...], *which: ColumnElement[bool]
+) -> tuple[ColumnElement[bool], ...]:
+    """That a batch may be served now, and has something of a class to send. which: conditions on its jobs."""
+    may_be_sent = (*_may_be_sent(name, bindparam("now")), *which)
     due = or_(*(exists().where(jobs.c.batch_id == batches.c.id, *may_be_sent, jobs.c.tier == t) for t in tiers))
     return batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), due
 

@@ -369,6 +369,28 @@ def test_suspects_of_a_second_crash_are_out_one_slice_at_a_time(ledger: Ledger) 
         ledger.record(*map(outcome, ledger.claim(me)))
 
 
+@pytest.mark.parametrize("one_is_out", [False, True])
+def test_suspects_in_batches_of_their_own_stop_no_others(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, one_is_out: bool
+) -> None:
+    """However many wait to run alone: what may run beside them is sent in the same look, and in the next."""
+    monkeypatch.setattr(dispatch, "BATCHES_A_LOOK", 3)
+    large = ledger.submit(100)
+    suspects = [ledger.submit(1) for _ in range(5)]
+    for batch_id in suspects:
+        crashed(ledger, batch_id, claims.ALONE_CRASHES, slice(0, 1))
+    with ledger.db.write() as c:  # it was served when it was the only one
+        c.execute(dispatch.batches.update().where(dispatch.batches.c.id == large).values(served_at=ledger.db.time))
+    workers = [ledger.worker("a/gpu", capacity=8), ledger.worker("b/gpu", capacity=8)]
+    if one_is_out:
+        ledger.fill()
+        (alone,) = [s.id for s in ledger.slices() if s.suspects]
+        assert ledger.claim(workers[0], slices=[alone])
+        ledger.record(*map(outcome, ledger.claim(workers[1])))
+    ledger.fill()
+    assert (sum(out(ledger, *suspects)), out(ledger, large)[0] >= WINDOW * 8) == (1, True)
+
+
 def test_an_idle_pool_is_not_written_to(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that finds nothing takes no write lock."""
     batch_id, _ = submit.begin(ledger.db, name=None)
