@@ -1,9 +1,10 @@
 """Summing hours: each as a whole from the calls that are there, in one transaction, as often as it takes.
 
 An hour is due when a call of it was recorded since the last run, whatever the clock says by then: a late call, a missed
-hour and the present one are found alike.  Ids are given out before their commits, so a run looks again at all that are
-younger than SETTLED_S.  Calls are only ever added to an hour, so of two sums the one of more calls is newer, and an
-older one is not written over it: two beats may do the same hour at once.
+hour and the present one are found alike.  Ids are given out before their commits, so a run looks again at all that the
+last one saw; only what that saw SETTLED_S ago or earlier is settled once this one is done.  Calls are only ever added
+to an hour, so of two sums the one of more calls is newer, and an older one is not written over it: two beats may do the
+same hour at once.
 
     calls arrive ──► due ──► summed ──► … ──► pruned: closed for good; what comes later is dropped with the next prune
 """
@@ -105,13 +106,14 @@ def within(hour: int) -> ColumnElement[bool]:
 def due(db: Database) -> tuple[list[int], dict[str, int]]:
     """The hours that are to be summed, the oldest first; and what `done` is to be told once they are."""
     ago, before = ticks.counted(db, TICK)
-    settled = before.get("newest" if ago >= SETTLED_S else "settled", 0) if before else 0
+    settled = before.get("settled", 0)
     with db.read() as c:
         newest = c.execute(select(func.max(calls.c.id))).scalar() or 0
         found = set(c.execute(select(calls.c.hour).where(calls.c.id > settled).distinct()).scalars())
         found |= set(c.execute(select(hours.c.hour).where(hours.c.dirty)).scalars())
         closed = select(hours.c.hour).where(hours.c.closed_at.is_not(None), hours.c.hour.in_(found))
-        return sorted(found - set(c.execute(closed).scalars())), {"settled": settled, "newest": newest}
+        seen = {"settled": before.get("newest", 0) if ago >= SETTLED_S else settled, "newest": newest}
+        return sorted(found - set(c.execute(closed).scalars())), seen
 
 
 def done(db: Database, seen: dict[str, int], counts: dict[str, int]) -> None:

@@ -72,14 +72,18 @@ def test_missed_hours_are_filled_in(ledger: Ledger) -> None:
     assert [row.hour for row in ledger.all(RolledHour)] == there
 
 
-def test_an_old_commit_is_found_by_a_later_run(ledger: Ledger) -> None:
+@pytest.mark.parametrize("later_s", [60, HOUR_S])
+def test_an_old_commit_is_found_by_a_later_run(ledger: Ledger, later_s: float) -> None:
     """An id is given out before its commit: a run that comes between looks again, until that cannot be any more."""
     put(ledger, id=1_000_000)
     service.sum_due(ledger.db)
-    ledger.wait(60)
-    hour = put(ledger, id=999_999)
+    ledger.wait(later_s)
+    hour = put(ledger, id=999_999, shift_s=-later_s)
     assert service.sum_due(ledger.db) == Counter(hours=1)
     assert [row.calls for row in rollups.of_hour(ledger.db, hour)] == [2]
+    ledger.wait(HOUR_S)
+    service.sum_due(ledger.db)
+    assert rollups.due(ledger.db)[0] == [], "what is settled is not looked at again"
 
 
 def test_an_audit_counts_in_the_hour_it_was_judged(ledger: Ledger) -> None:
