@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import redis
 import structlog
-from sqlalchemy.engine import Row
 
 from scheduler import dead_classes
 from scheduler.redis_keys import mend, message_id
@@ -25,7 +23,7 @@ from tasks.queues import SWEPT_KEY, class_queue
 from tasks.registry import Registry
 from tasks.settings import Times
 
-#: slices looked for in one sweep
+#: slices sent again in one sweep
 SLICES_A_SWEEP = 1_000
 #: silent workers are forgotten after this many times the time after which they are no longer live
 FORGET_WORKERS = 80
@@ -86,15 +84,14 @@ def _was_away(db: Database, times: Times) -> bool:
 
 def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float, lease_s: float) -> int:
     """Send unclaimed slices again, under the same id, that Redis holds nowhere."""
-    late = sweeping.unclaimed_slices(db, older_than_s)[:SLICES_A_SWEEP]
+    late = sweeping.unclaimed_slices(db, older_than_s)  # all of them: those that wait in a list may be the oldest
     if not late:
         return 0
     # what a killed worker had received stays in `unacked` for 900 s: it is trusted no longer than a lease
     held = _unacked(broker) - {row.id for row in sweeping.unclaimed_slices(db, lease_s)}
-    lost: list[Row[Any]] = []
-    for model_class in sorted({row.model_class for row in late}):
-        there = held | _listed(broker, class_queue(model_class))
-        lost += [row for row in late if row.model_class == model_class and row.id not in there]
+    classes = {row.model_class for row in late}
+    there = {name: held | _listed(broker, class_queue(name)) for name in classes}
+    lost = [row for row in late if row.id not in there[row.model_class]][:SLICES_A_SWEEP]
     for row in lost:
         log.info("a lost slice is sent again", slice=row.id, batch=row.batch_id, jobs=row.jobs)
         sender.send_slice(row.id, row.batch_id, row.model_class, row.jobs)

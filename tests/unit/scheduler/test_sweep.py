@@ -12,7 +12,7 @@ import redis
 from scheduler import redis_keys, sweep, watch
 from tasks.app import Publisher, make_app
 from tasks.errors import BrokerDown, OtherTables
-from tasks.ledger import endings, schema, ticks
+from tasks.ledger import endings, schema, sweeping, ticks
 from tasks.queues import class_queue
 from tasks.settings import Times
 from tasks.tables import Event
@@ -152,6 +152,29 @@ def test_a_list_too_long_to_be_ours_is_deleted(
     counts = sweep.run_once(ledger.db, broker, sender, REGISTRY, TIMES)
     assert (counts["mended"], counts["slices"]) == (1, 2)
     assert broker.llen(QUEUE) == 2
+
+
+def test_what_waits_in_its_list_hides_no_lost_slice(
+    ledger: Ledger, broker: redis.Redis, sender: Both, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many slices a sweep sends again, older ones that are well do not take their place."""
+    monkeypatch.setattr(sweep, "SLICES_A_SWEEP", 1)
+    waits, lost = ledger.slices()
+    with ledger.db.write() as c:
+        c.execute(sweeping.slices.update().where(sweeping.slices.c.id == waits.id).values(sent_at=0))
+    (message,) = [raw for raw in broker.lrange(QUEUE, 0, -1) if redis_keys.message_id(raw) == lost.id]
+    broker.lrem(QUEUE, 1, message)
+    assert (resend(ledger, broker, sender), sender.sent) == (1, [lost.id])
+
+
+def test_a_sweep_sends_so_many_again(
+    ledger: Ledger, broker: redis.Redis, sender: Both, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others follow with the next sweeps."""
+    monkeypatch.setattr(sweep, "SLICES_A_SWEEP", 1)
+    broker.flushall()
+    assert [resend(ledger, broker, sender) for _ in range(3)] == [1, 1, 0]
+    assert sorted(sender.sent) == sorted(s.id for s in ledger.slices())
 
 
 def test_a_slice_that_was_emptied_is_not_looked_for(
