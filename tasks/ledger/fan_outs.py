@@ -19,7 +19,7 @@ from math import ceil
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 
 from tasks.errors import Conflict, NotFound
@@ -87,10 +87,14 @@ def end(db: Database, row: Row[Any], state: Stage, error: str | None = None) -> 
 
 @retried
 def enough(db: Database, row: Row[Any]) -> bool:
-    """Note that its quorum has answered, so that cancelling the others does not cancel it; whether this call did."""
+    """Note that its quorum has answered, so that cancelling the others does not cancel it; whether this call did.
+
+    Whoever cancelled them before means all of it: then nothing is noted.
+    """
     with db.write() as c:
+        going_on = exists().where(batches.c.id == row.batch_id, batches.c.cancelled_at.is_(None))
         values = {"enough_at": db.now(c)}
-        return bool(c.execute(update(fan_outs).where(*_still(row)).values(**values)).rowcount)
+        return bool(c.execute(update(fan_outs).where(*_still(row), going_on).values(**values)).rowcount)
 
 
 def _still(row: Row[Any]) -> tuple[Any, ...]:

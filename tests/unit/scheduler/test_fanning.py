@@ -17,7 +17,7 @@ from scheduler.fanning import advance, run_once
 from tasks.config import parse
 from tasks.errors import Conflict, InputError, NotFound, UsageError
 from tasks.fanning import Agent, Item
-from tasks.ledger import control, endings, fan_outs, submit
+from tasks.ledger import control, endings, fan_outs, submit, sweeping
 from tasks.ledger.fan_outs import Stage
 from tasks.ledger.record import Outcome
 from tasks.privacy import Tier
@@ -287,6 +287,36 @@ def test_cancelling_a_step_cancels_it(ledger: Ledger, pool: Pool) -> None:
     endings.cancel(ledger.db, row.step_batch_id)
     assert run_once(pool.db, REGISTRY) == {Stage.CANCELLED: 1}
     assert not run_once(pool.db, REGISTRY)
+
+
+def test_a_quorum_comes_too_late_for_a_cancel(ledger: Ledger, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are recorded between a cancel's first commit and its last are enough for nothing."""
+    started(pool, "Merge:\n{results}", items(*"abcd"), quorum=0.5)
+    (row,) = ledger.all(FanOutRow)
+    me = ledger.worker(capacity=4)
+    ledger.fill()
+    claimed = ledger.claim(me)
+    with monkeypatch.context() as cut_short:
+        cut_short.setattr(endings, "end_all", lambda *_: 0)
+        endings.cancel(ledger.db, row.batch_id)
+    ledger.record(*(outcome(job, output=b'"x"') for job in claimed[:2]))
+    assert not run_once(pool.db, REGISTRY)
+    assert sweeping.expire_batches(ledger.db) == 2
+    assert run_once(pool.db, REGISTRY) == {Stage.CANCELLED: 1}
+    assert not ledger.all(Batch, kind="merge")
+
+
+def test_a_quorums_own_cancel_may_be_cut_short(ledger: Ledger, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies in it leaves a fan-out that goes on when the sweep has ended the others."""
+    started(pool, "concat", items(*"abcd"), quorum=0.5)
+    me = ledger.worker(capacity=4)
+    ledger.fill()
+    ledger.record(*(outcome(job, output=b'"x"') for job in ledger.claim(me)[:2]))
+    with monkeypatch.context() as cut_short:
+        cut_short.setattr(endings, "end_all", lambda *_: 0)
+        assert not run_once(pool.db, REGISTRY)
+    assert sweeping.expire_batches(ledger.db) == 2
+    assert run_once(pool.db, REGISTRY) == {Stage.DONE: 1}
 
 
 def test_two_at_once_make_one_merge(ledger: Ledger, pool: Pool) -> None:
