@@ -23,6 +23,8 @@ from tasks.settings import Times
 AWAY = 3
 #: what a worker's health is while its provider can do no work
 DOWN = ("offline", "misconfigured")
+#: seconds after which one without a row is forgotten: where machines get new names its own comes no more
+FORGET_S = 30 * 24 * 3600.0
 #: the part of a quota that is told of before it is used up
 NEARLY = 0.8
 #: the service whose look it is, as its row in `ticks` is called
@@ -33,11 +35,13 @@ TICK = "notify"
 class Seen:
     """What there is at one moment.
 
-    down: worker -> why. quota: provider and unit -> [the window's start, 0, 80 or 100]. backlog: class -> a batch.
-    broker: what is wrong with Redis, by the last sweep; empty when it is well.
+    down: worker -> why. gone: those of them without a row -> since when, unix seconds. quota: provider and unit -> [the
+    window's start, 0, 80 or 100]. backlog: class -> a batch. broker: what is wrong with Redis, by the last sweep; empty
+    when it is well.
     """
 
     down: Mapping[str, str]
+    gone: Mapping[str, float]
     quota: Mapping[str, list[float]]
     backlog: Mapping[str, str]
     broker: str
@@ -47,9 +51,15 @@ def run_once(db: Database, registry: Registry, times: Times) -> int:
     """Look once; the count of news."""
     before_at = ticks.ticked_at(db, TICK)
     ago, kept = ticks.counted(db, TICK)
-    before = Seen(kept.get("down", {}), kept.get("quota", {}), kept.get("backlog", {}), kept.get("broker", ""))
+    before = Seen(
+        down=kept.get("down", {}),
+        gone=kept.get("gone", {}),
+        quota=kept.get("quota", {}),
+        backlog=kept.get("backlog", {}),
+        broker=kept.get("broker", ""),
+    )
     away = ago > AWAY * times.notify
-    ups, down = ([], dict(before.down)) if away else _providers(db, times, before.down)
+    ups, down, gone = ([], before.down, before.gone) if away else _providers(db, times, before)
     quota, used = _quotas(db, registry, before.quota)
     backlog = _backlog(db, registry)
     broker = ticks.broker_trouble(db)
@@ -65,20 +75,22 @@ def run_once(db: Database, registry: Registry, times: Times) -> int:
         ),
         *_broker(before.broker, broker),
     ]
-    state = {"down": down, "quota": quota, "backlog": backlog, "broker": broker}
+    state = {"down": down, "gone": gone, "quota": quota, "backlog": backlog, "broker": broker}
     return tell_changes(db, TICK, before_at, state, news)
 
 
-def _providers(db: Database, times: Times, before: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Workers whose providers are up again, and why those that are down are so.
+def _providers(db: Database, times: Times, before: Seen) -> tuple[list[str], dict[str, str], dict[str, float]]:
+    """Workers whose providers are up again, why those that are down are so, and since when which of these has no row.
 
     One that people drained or stopped is neither. A worker that has just started has not asked its provider yet, and
-    one that has left, to come back perhaps, is what it was.
+    one that has left, to come back perhaps, is what it was, for FORGET_S.
     """
     with db.read() as c:
         now = db.now(c)
     workers = {w.name: w for w in reading.all_workers(db)}
-    down, ups = {name: why for name, why in before.items() if name not in workers}, []
+    without = {name: before.gone.get(name, now) for name in before.down if name not in workers}
+    gone = {name: since for name, since in without.items() if now - since < FORGET_S}
+    down, ups = {name: before.down[name] for name in gone}, []
     for name, w in workers.items():
         if w.phase != Phase.SERVING:
             continue
@@ -87,11 +99,11 @@ def _providers(db: Database, times: Times, before: Mapping[str, str]) -> tuple[l
             down[name] = "its worker is gone"
         elif w.health in DOWN and not fresh:
             down[name] = w.health
-        elif w.health in DOWN and name in before:
-            down[name] = before[name]
-        elif w.health not in DOWN and name in before:
+        elif w.health in DOWN and name in before.down:
+            down[name] = before.down[name]
+        elif w.health not in DOWN and name in before.down:
             ups.append(name)
-    return ups, down
+    return ups, down, gone
 
 
 def _quotas(

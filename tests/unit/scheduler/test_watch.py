@@ -88,6 +88,25 @@ def test_a_worker_that_is_gone_takes_its_provider_down(ledger: Ledger) -> None:
     assert look(ledger) == [("provider_up", "node/gpu")]
 
 
+def test_who_never_comes_back_is_forgotten(ledger: Ledger) -> None:
+    """A month after its row is gone: containers with new names leave nothing for ever, and are no news then."""
+
+    def kept() -> set[str]:
+        return set(ticks.counted(ledger.db, watch.TICK)[1]["down"])
+
+    me = old_worker(ledger)
+    look(ledger)
+    says(ledger, me, "offline")
+    look(ledger)
+    claims.leave(ledger.db, me)
+    for days, there in ((0, {"node/gpu"}), (29, {"node/gpu"}), (1, set())):
+        ledger.wait(days * DAY_S)
+        assert look(ledger) == look(ledger) == [], "the first look after days judges nobody"
+        assert kept() == there
+    old_worker(ledger)
+    assert look(ledger) == []
+
+
 def test_who_has_just_started_has_not_asked_yet(ledger: Ledger) -> None:
     """A rolling restart is no news; a server that is still away after a heartbeat is."""
     me = old_worker(ledger)
