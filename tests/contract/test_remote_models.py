@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import ConfigError, Permanent
+from tasks.errors import Busy, ConfigError, Permanent
 from tasks.privacy import Reach
 from workers import straight
 from workers.backends import Backend, Call, connect, locality
@@ -26,13 +26,17 @@ class FakeOllama:
 
     def __init__(self) -> None:
         self.remote: set[str] = set()
-        self.asked: list[str] = []
+        self.status: dict[str, int] = {}  #: by path, where it is not 200
+        self.asked: list[str] = []  #: calls
+        self.questions: list[str] = []  #: about itself
         self.url = ""
 
     def reply(self, path: str) -> dict[str, Any] | bytes:
         rows = [
             {"name": n} | ({"remote_host": "https://ollama.com"} if n in self.remote else {}) for n in ("m:1", "n:1")
         ]
+        if path in ("/api/tags", "/api/ps", "/v1/models"):
+            self.questions.append(path)
         if path == "/api/tags":
             return {"models": rows}
         if path == "/api/ps":
@@ -52,18 +56,23 @@ class FakeOllama:
         path = head.split(b" ")[1].decode()
         found = b"Ollama is running" if path == "/" else self.reply(path)
         body = found if isinstance(found, bytes) else json.dumps(found).encode() + b"\n"
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        begin = b"HTTP/1.1 %d So\r\nConnection: close" % self.status.get(path, 200)
+        writer.write(begin + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         writer.close()
 
 
 @asynccontextmanager
-async def ollama(kind: str) -> AsyncIterator[tuple[FakeOllama, Backend]]:
-    """One, and the backend that a local provider of this kind gives; it was probed, as a worker does first."""
+async def ollama(
+    kind: str, *, probed: bool = True, status: dict[str, int] | None = None
+) -> AsyncIterator[tuple[FakeOllama, Backend]]:
+    """One, and the backend that a local provider of this kind gives; a worker probes first, the API does not."""
     fake = FakeOllama()
+    fake.status = status or {}
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     backend = connect(kind, fake.url if kind == "ollama" else f"{fake.url}/v1", "p")
-    await backend.probe()
+    if probed:
+        await backend.probe()
     try:
         yield fake, backend
     finally:
@@ -89,6 +98,50 @@ def test_a_model_that_moved_away_is_sent_nothing_more(kind: str, call: Call, mon
                     await backend.call(call)
                 assert raised.value.code == "not_local"
             assert fake.asked == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_server_that_no_probe_has_recognised_is_asked_first(probed: bool) -> None:
+    """Behind kind openai may be an Ollama: where no probe was made, or it was turned away, no call goes unasked."""
+
+    async def run() -> None:
+        async with ollama("openai", probed=probed, status={"/v1/models": 429} if probed else {}) as (fake, backend):
+            fake.remote = {"m:1"}
+            for _ in range(2):
+                with pytest.raises(Permanent) as raised:
+                    await backend.call(chat())
+                assert raised.value.code == "not_local"
+            assert fake.asked == []
+            assert (await backend.call(chat("n:1"))).text == "hi"
+
+    asyncio.run(run())
+
+
+def test_a_server_that_cannot_say_what_it_is_is_sent_nothing() -> None:
+    """While it turns that question away, the job waits; it goes out once the question is answered."""
+
+    async def run() -> None:
+        async with ollama("openai", probed=False, status={"/api/tags": 503}) as (fake, backend):
+            with pytest.raises(Busy):
+                await backend.call(chat())
+            assert fake.asked == []
+            fake.status.clear()
+            assert (await backend.call(chat())).text == "hi"
+
+    asyncio.run(run())
+
+
+def test_another_server_is_asked_once() -> None:
+    """One that knows no /api/tags is no Ollama: its second call is one exchange."""
+
+    async def run() -> None:
+        async with ollama("openai", probed=False, status={"/api/tags": 404}) as (fake, backend):
+            for _ in range(2):
+                await backend.call(chat())
+            assert fake.questions == ["/api/tags"]
+            assert fake.asked == ["/v1/chat/completions"] * 2
 
     asyncio.run(run())
 

@@ -22,7 +22,7 @@ from workers.backends.base import Answer, Http, Times
 from workers.backends.border import LOOPBACK, Border
 from workers.backends.locality import Locality
 from workers.backends.recognise import recognise
-from workers.backends.refusals import midstream
+from workers.backends.refusals import midstream, refusal
 from workers.backends.streams import ServerSentEvents, ToolCalls, WholeBody, incomplete, malformed, parse, vectors
 from workers.backends.unloading import unload
 
@@ -47,13 +47,13 @@ class OpenAI:
         self._prefix = base[len(root) :]
         self._name = name
         self._is_cloud = border.reach is Reach.CLOUD
-        self._is_ollama = False  #: by its last probe; such a server may have models that run elsewhere
+        self._is_ollama: bool | None = None  #: such a server may have models that run elsewhere; None: nobody knows yet
         self._locality = Locality(name, self._http.get)
 
     async def call(self, call: Call) -> Reply:
         """Send one request and read its whole reply; raises CallError."""
-        if not self._is_cloud and (self._is_ollama or is_cloud_name(call.model)):
-            await self._locality.check(call.model, call.timeouts.connect)
+        if not self._is_cloud:
+            await self._check_local(call.model, call.timeouts.connect)
         if call.kind == "embed":
             return await self._embed(call)
         answer = _Answer(self._name, call)
@@ -63,7 +63,7 @@ class OpenAI:
     async def probe(self) -> Probe:
         """Recognise the server and ask it what it has loaded."""
         probe = await recognise(self._ask)
-        self._is_ollama = probe.server == "ollama"
+        self._is_ollama = probe.server == "ollama" if probe.server else None
         return probe
 
     async def unload(self, models: Collection[str]) -> bool:
@@ -78,6 +78,22 @@ class OpenAI:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._http.aclose()
+
+    async def _check_local(self, model: str, seconds: float) -> None:
+        """Pass where a model runs there; what answers is found out before the first call, where no probe has told."""
+        if self._is_ollama is None and not is_cloud_name(model):
+            self._is_ollama = await self._lists_as_ollama(seconds)
+        if self._is_ollama or is_cloud_name(model):
+            await self._locality.check(model, seconds)
+
+    async def _lists_as_ollama(self, seconds: float) -> bool:
+        """Whether an Ollama answers /api/tags; raises CallError where that cannot be told now."""
+        tags = await self._http.get("/api/tags", seconds)
+        if tags.status == 429 or tags.status >= 500:
+            raise refusal(self._name, tags.status, {}, tags.body)
+        if "models" not in tags.json():
+            return False
+        return (await self.probe()).server in ("ollama", "")  # llama.cpp lists its model there, too
 
     async def _ask(self, path: str) -> Answer:
         return await self._http.get(path, PROBE_TIMEOUT)
