@@ -116,21 +116,39 @@ class Markers:
     def found(self, text: str, touches: Sequence[str] = ()) -> dict[str, Tier]:
         """`marker:WORD` or `root:FOLDER` -> tier."""
         text = plain(text)  # as detectors read it: a soft hyphen hides no word
-        folded = text.casefold()
-        found = {f"marker:{w}": t for w, t in self.words.items() if w.casefold() in folded and _is_word(w, text)}
+        folded, slashed = text.casefold(), text.replace("\\", "/")
+        found = {f"marker:{word}": tier for word, tier in self.words.items() if _has_word(word, folded)}
         for root, tier in self.roots.items():
-            if _names_root(root, text) or any(_is_under(path, root) for path in touches):
+            if _names_root(root, slashed) or any(_is_under(path, root) for path in touches):
                 found[f"root:{root}"] = tier
         return found
 
 
-def _is_word(word: str, text: str) -> bool:
-    """Whether a marker stands as a word of its own: INTERNAL is not in INTERNALS."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+#: letters of scripts that set no blank after a word, or put particles to it: Thai to Burmese, Khmer, Chinese, Japanese,
+#: Korean
+_UNSPACED = (
+    "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
+    "\U00020000-\U0003ffff"
+)
+#: a letter that makes another word of one beside it
+_LETTER = rf"[^\W{_UNSPACED}]"
 
 
-def _names_root(root: str, text: str) -> bool:
-    return re.search(rf"{re.escape(_slashed(root))}(?![\w.-])", text.replace("\\", "/")) is not None
+def _has_word(word: str, folded: str) -> bool:
+    """Whether a marker stands in a folded text as a word of its own: INTERNAL is not in INTERNALS."""
+    word = plain(word).casefold()
+    if word not in folded:
+        return False
+    before, after = (re.match(f"[{_UNSPACED}]", edge) is None for edge in (word[0], word[-1]))
+    first, rest = re.escape(word[0]), re.escape(word[1:])  # the boundary stands after the first: see detectors.py
+    whole = first + (rf"(?<!{_LETTER}.)" if before else "") + rest + (rf"(?!{_LETTER})" if after else "")
+    return re.search(whole, folded) is not None
+
+
+def _names_root(root: str, slashed: str) -> bool:
+    """Whether a text names a folder or what is in it, and not one that is called alike: a sentence may end there."""
+    folder = _slashed(root)
+    return folder in slashed and re.search(rf"{re.escape(folder)}(?!{_LETTER}|-|\.\w)", slashed) is not None
 
 
 def _is_under(path: str, root: str) -> bool:
@@ -139,9 +157,9 @@ def _is_under(path: str, root: str) -> bool:
 
 
 def _slashed(path: str) -> str:
-    """A path with forward slashes, `.` and `..` worked out, none at its end."""
+    """A path in plain characters with forward slashes, `.` and `..` worked out, none at its end."""
     parts: list[str] = []
-    whole = path.replace("\\", "/")
+    whole = plain(path).replace("\\", "/")
     for part in whole.split("/"):
         if part == ".." and parts and parts[-1] != "..":
             parts.pop()

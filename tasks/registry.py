@@ -108,7 +108,7 @@ def _marker(word: str) -> str:
 
 
 def _root(folder: str) -> str:
-    if not folder.strip() or not folder.replace("\\", "/").strip("/.") or not folder.isprintable():
+    if not plain(folder).replace("\\", "/").strip("/. ") or not folder.isprintable():
         raise ValueError("names no folder of its own; for everything there is privacy.default")
     return folder
 

@@ -218,6 +218,10 @@ FAULTS = {
         "7: classes.cloud.serve.0.model: provider c has a limit of usd, and no price of it for b",
     ),
     "a marker of nothing": ("privacy: {markers: {' ': lan_ok}}", "1: privacy.markers. .[key]: Value error, a marker"),
+    "a root of everything, full-width": (
+        "privacy: {roots: {／: lan_ok}}",
+        "1: privacy.roots.／.[key]: Value error, names no folder",
+    ),
     "a root of everything": ("privacy: {roots: {/: lan_ok}}", "1: privacy.roots./.[key]: Value error, names no folder"),
     "an address where its variable belongs": (
         "notify:\n  webhook_env: https://hooks.example/secret",

@@ -234,6 +234,50 @@ def test_the_users_own_markers(text: str, touches: tuple[str, ...], found: set[s
     assert set(markers.found(text, touches)) == found
 
 
+@pytest.mark.parametrize(
+    ("marked", "text", "found"),
+    [
+        ("Projekt – Falke", "Stand von Projekt – Falke, Montag", True),
+        ("Projekt – Falke", "Stand von Projekt - Falke, Montag", True),
+        ("L’Oréal", "für L’Oréal", True),
+        ("L'Oréal", "für L’Oréal", True),
+        ("ACME‑X", "the ACME‑X contract", True),
+        ("Großkunde", "an GROSSKUNDE schreiben", True),
+        ("Großkunde", "an GROSSKUNDEN schreiben", False),
+        ("社外秘", "これは社外秘です", True),
+        ("社外秘A", "これは社外秘AB", False),
+        ("ACME", "これはACMEの資料", True),
+        ("기밀", "기밀은 여기에", True),
+        ("INTERNAL", "internal_notes, INTERNALS", False),
+    ],
+)
+def test_a_marker_is_read_as_the_text_is(marked: str, text: str, found: bool) -> None:
+    """Dashes, quotes and case are those of either; letters of a script without blanks end no other word."""
+    assert bool(Markers({marked: Tier.LOCAL_ONLY}).found(text)) is found
+
+
+@pytest.mark.parametrize(
+    ("root", "text", "found"),
+    [
+        ("/home/me/Kunde – Müller", "in /home/me/Kunde – Müller/a.txt", True),
+        ("/srv/clients", "Read the notes in /srv/clients.", True),
+        ("/srv/clients", "Is it in /srv/clients...", True),
+        ("/srv/clients", "/srv/clientsの中を読む", True),
+        ("/srv/clients", "/srv/clients.old and /srv/clients-old and /srv/clients_old", False),
+    ],
+)
+def test_a_folder_is_read_as_the_text_is(root: str, text: str, found: bool) -> None:
+    """Typographic characters are no others in a folder's name, and a sentence may end with it."""
+    assert bool(Markers(roots={root: Tier.LOCAL_ONLY}).found(text)) is found
+
+
+def test_a_touched_path_is_read_as_its_folder_is() -> None:
+    """A path that came with plain characters lies in a folder that is written with others."""
+    markers = Markers(roots={"/srv/Kunde – Müller": Tier.LOCAL_ONLY})
+    assert markers.found("", ("/srv/Kunde - Müller/a.txt",))
+    assert markers.found("", ("/srv/Kunde – Müller/a.txt",))
+
+
 OWN_CLOUD = """
 providers:
   - {name: home, kind: ollama, url: "http://127.0.0.1:1"}
