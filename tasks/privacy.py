@@ -101,6 +101,12 @@ def is_cloud_name(model: str) -> bool:
     return model.lower().endswith((":cloud", "-cloud"))
 
 
+def ollama_name(model: str) -> str:
+    """The one spelling of all those by which Ollama finds a model: case, its registry and default tag aside."""
+    name = model.lower().rpartition("://")[2].removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
 def within(actual: Reach, declared: Reach) -> bool:
     """Whether an address is no further than its provider's declared reach."""
     return _REACHES.index(actual) <= _REACHES.index(declared)

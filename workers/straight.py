@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from tasks.errors import CallError, Offline, Permanent, Transient
-from tasks.privacy import Reach, is_cloud_name, reach_of_address, within
+from tasks.errors import CallError, Misconfigured, Offline, Permanent, Transient
+from tasks.privacy import Reach, is_cloud_name, ollama_name, reach_of_address, within
 from workers.straight_bodies import Question, Reply, embedding, embedding_reply, text, text_reply
 
 #: seconds for each step of a probe
@@ -89,9 +89,11 @@ def _must_be_local(server: Server, question: Question) -> None:
     if status != 200 and server.kind == "ollama":
         raise _refusal(server, status)
     rows = _rows(raw) if status == 200 else []
-    seen = {str(row.get("name")): bool(row.get("remote_host")) for row in rows}
-    if seen.get(asked, seen.get(f"{asked}:latest")):
+    there = [bool(row.get("remote_host")) for row in rows if ollama_name(str(row.get("name"))) == ollama_name(asked)]
+    if any(there):
         raise _elsewhere(server, asked)
+    if not there and server.kind == "ollama":  # it may know it by a name that is not understood here
+        raise Misconfigured("model_not_found", f"{server.name} does not list {asked}; nothing was sent")
 
 
 def _rows(raw: bytes) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import Busy, ConfigError, Permanent
+from tasks.errors import Busy, ConfigError, Misconfigured, Permanent
 from tasks.privacy import Reach
 from workers import straight
 from workers.backends import Backend, Call, connect, locality
@@ -25,6 +25,7 @@ class FakeOllama:
     """
 
     def __init__(self) -> None:
+        self.listed: tuple[str, ...] = ("m:1", "n:1")
         self.remote: set[str] = set()
         self.status: dict[str, int] = {}  #: by path, where it is not 200
         self.asked: list[str] = []  #: calls
@@ -32,9 +33,7 @@ class FakeOllama:
         self.url = ""
 
     def reply(self, path: str) -> dict[str, Any] | bytes:
-        rows = [
-            {"name": n} | ({"remote_host": "https://ollama.com"} if n in self.remote else {}) for n in ("m:1", "n:1")
-        ]
+        rows = [{"name": n} | ({"remote_host": "https://ollama.com"} if n in self.remote else {}) for n in self.listed]
         if path in ("/api/tags", "/api/ps", "/v1/models"):
             self.questions.append(path)
         if path == "/api/tags":
@@ -156,6 +155,62 @@ def test_a_reply_that_came_from_elsewhere_is_the_last() -> None:
                 with pytest.raises(Permanent):
                     await backend.call(chat())
             assert fake.asked == ["/api/chat"]
+
+    asyncio.run(run())
+
+
+SPELT = [
+    ("Assistant:latest", "assistant"),
+    ("assistant:latest", "ASSISTANT:Latest"),
+    ("assistant:latest", "library/assistant"),
+    ("assistant:latest", "registry.ollama.ai/library/assistant:latest"),
+    ("assistant:latest", "https://registry.ollama.ai/library/assistant"),
+    ("Me/x:1", "registry.ollama.ai/me/X:1"),
+]
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+@pytest.mark.parametrize(("listed", "asked"), SPELT)
+def test_a_model_is_known_by_every_spelling_that_ollama_takes(
+    kind: str, listed: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case, its registry, its own namespace and `latest` aside: a remote one gets nothing, a local one its call."""
+
+    async def run() -> None:
+        async with ollama(kind) as (fake, backend):
+            fake.listed = (listed,)
+            fake.remote = {listed}
+            await backend.probe()
+            url = fake.url if kind == "ollama" else f"{fake.url}/v1"
+            server, question = Server("p", kind, url, Reach.LOCAL), Question("chat", asked, "hello", connect_s=5.0)
+            for ask in (lambda: backend.call(chat(asked)), lambda: asyncio.to_thread(straight.ask, server, question)):
+                with pytest.raises(Permanent) as raised:
+                    await ask()
+                assert raised.value.code == "not_local"
+            assert fake.asked == []
+            fake.remote.clear()
+            await backend.probe()
+            monkeypatch.setattr(locality, "BELIEVED_S", 0.0)
+            assert (await backend.call(chat(asked))).text == "hi"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_what_ollama_does_not_list_is_not_sent(kind: str) -> None:
+    """It may know it by a name that is not understood here; the straight way holds it so with Ollama's own protocol."""
+
+    async def run() -> None:
+        async with ollama(kind) as (fake, backend):
+            with pytest.raises(Misconfigured) as raised:
+                await backend.call(chat("m:2"))
+            assert raised.value.code == "model_not_found"
+            if kind == "ollama":
+                server = Server("p", kind, fake.url, Reach.LOCAL)
+                with pytest.raises(Misconfigured) as raised:
+                    await asyncio.to_thread(straight.ask, server, Question("chat", "m:2", "hello"))
+                assert raised.value.code == "model_not_found"
+            assert fake.asked == []
 
     asyncio.run(run())
 

@@ -9,8 +9,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from tasks.errors import Permanent
-from tasks.privacy import is_cloud_name
+from tasks.errors import Misconfigured, Permanent
+from tasks.privacy import is_cloud_name, ollama_name
 from workers.backends.base import Answer
 from workers.backends.recognise import ollama_names
 from workers.backends.refusals import refusal
@@ -25,19 +25,26 @@ class Locality:
     def __init__(self, name: str, ask: Callable[[str, float], Awaitable[Answer]]) -> None:
         self._name = name
         self._ask = ask
-        self._here: dict[str, bool] = {}
+        self._here: dict[str, bool] = {}  #: by ollama_name
+        self._lists = False  #: whether that was a list of models: what answers otherwise is no Ollama, and has its say
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
     async def check(self, model: str, seconds: float) -> None:
-        """Pass where a model runs on that machine, or is none of it; raises Permanent `not_local`, CallError."""
+        """Pass where a model runs on that machine; raises Permanent `not_local`, Misconfigured `model_not_found`.
+
+        What the server does not list it may still know by a name that is not understood here. Raises CallError, too.
+        """
         if is_cloud_name(model):
             raise self.elsewhere(model)
         if time.monotonic() - self._looked_at > BELIEVED_S:
             async with self._looking:  # one look for all calls that wait for it
                 if time.monotonic() - self._looked_at > BELIEVED_S:
                     await self._look(seconds)
-        if self._here.get(model, self._here.get(f"{model}:latest", True)) is False:
+        here = self._here.get(ollama_name(model))
+        if here is None and self._lists:
+            raise Misconfigured("model_not_found", f"{self._name} does not list {model}; nothing was sent")
+        if here is False:
             raise self.elsewhere(model)
 
     async def _look(self, seconds: float) -> None:
@@ -48,11 +55,12 @@ class Locality:
 
     def remember(self, tags: Answer) -> None:
         """What a reply of /api/tags says."""
+        self._lists = "models" in tags.json()
         here, elsewhere = ollama_names(tags)
-        self._here = dict.fromkeys(here, True) | dict.fromkeys(elsewhere, False)
+        self._here = dict.fromkeys(map(ollama_name, here), True) | dict.fromkeys(map(ollama_name, elsewhere), False)
         self._looked_at = time.monotonic()
 
     def elsewhere(self, model: str) -> Permanent:
         """The error for a model on somebody else's machine, which is remembered as one."""
-        self._here[model] = False
+        self._here[ollama_name(model)] = False
         return Permanent("not_local", f"{self._name}: {model} does not run on this machine")
