@@ -239,6 +239,8 @@ class Direct:
             case Busy():
                 loading = error.code == "loading"
                 way.gate.busy(time.monotonic(), error.retry_after, str(error), loading=loading)
+            case Misconfigured() if error.code == "model_not_found":
+                pass  # its other models are there, and this request goes elsewhere
             case Offline() | Misconfigured():
                 way.lost(error)
 
