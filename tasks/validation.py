@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -71,6 +71,11 @@ def _check_size(output: str) -> None:
 def clean(text: str) -> str:
     r"""`text` with NUL and lone surrogates written out as `\u0000`: PostgreSQL and UTF-8 take neither."""
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def clean_row(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a row with every text cleaned: a server says its model's name, say."""
+    return {name: clean(value) if isinstance(value, str) else value for name, value in columns.items()}
 
 
 def clean_json(value: Any, *, depth: int = _MAX_DEPTH) -> Any:

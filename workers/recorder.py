@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.ledger.database import Database
 from tasks.ledger.record import Outcome, record
-from tasks.validation import clean
+from tasks.validation import clean, clean_row
 from workers.saying import named
 
 #: seconds, rows and bytes of output that one group collects; the bytes bound a worker's memory
@@ -120,7 +120,7 @@ def _make_storable(outcome: Outcome) -> None:
         if isinstance(value := getattr(outcome, name), str):
             setattr(outcome, name, clean(value))
     if outcome.call is not None:
-        outcome.call.update({k: clean(v) for k, v in outcome.call.items() if isinstance(v, str)})
+        outcome.call = clean_row(outcome.call)
 
 
 def _size(outcome: Outcome) -> int:

@@ -23,6 +23,7 @@ from tasks.openai_lines import OpenAIBody
 from tasks.privacy import Reach
 from tasks.routing import Said
 from tasks.schemas import MAX_DEPTH, NewJob, deeper_than, parse_line
+from tasks.validation import clean_row
 from workers.direct import Given, Wish
 
 #: what is passed on to servers that know it
@@ -35,6 +36,8 @@ IGNORED = frozenset({"service_tier", "prompt_cache_key", "prompt_cache_retention
 APART = frozenset({"stream", "stream_options", "tools", "tool_choice", "encoding_format"})
 #: seconds between two commits of telemetry; and rows, beyond which the oldest are dropped while the ledger is away
 EVERY_S, MOST_ROWS = 0.5, 10_000
+#: seconds between tries while the ledger is away
+RETRY_S = 1.0
 #: seconds for which it is remembered which providers are drained, or on another machine
 REMEMBERED_S = 1.0
 
@@ -132,7 +135,7 @@ class Telling(threading.Thread):
 
     def tell(self, call: dict[str, Any]) -> None:
         """A call was made."""
-        self._rows.put(Done(call))
+        self._rows.put(Done(clean_row(call)))
 
     def refused(self, job: NewJob) -> None:
         """Nothing was sent."""
@@ -151,7 +154,7 @@ class Telling(threading.Thread):
             "tokens_out": given.reply.tokens_out,
             "duration_ms": given.reply.duration_ms,
         }
-        self._rows.put(Done({}, job, given.output, draw, facts))
+        self._rows.put(Done({}, job, given.output, draw, clean_row(facts)))
 
     def stop(self) -> None:
         """Write what is there, and end."""
@@ -164,14 +167,13 @@ class Telling(threading.Thread):
         while not ended or waiting:
             ended = self._take(waiting) or ended
             try:
-                direct.record(self._pool.db, waiting)
-                waiting.clear()
+                direct.record(self._pool.db, waiting, _say_left_out)
             except SQLAlchemyError as error:
                 log.warning("calls are not recorded yet", rows=len(waiting), error=type(error).__name__)
                 del waiting[:-MOST_ROWS]
                 if ended:
                     return
-                time.sleep(1.0)
+                time.sleep(RETRY_S)
 
     def _take(self, waiting: list[Done]) -> bool:
         """Wait for rows, then take what there is; whether it is to end."""
@@ -187,6 +189,11 @@ class Telling(threading.Thread):
             waiting.append(one)
             if until is None:
                 until = time.monotonic() + EVERY_S
+
+
+def _say_left_out(error: Exception) -> None:
+    """A row was refused for what it holds; the error may quote it."""
+    log.error("a call cannot be recorded", error=type(getattr(error, "orig", None) or error).__name__)
 
 
 class Unusable:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection, insert
 
-from tasks.ledger.database import Database, retried
+from tasks.ledger.database import Database, is_unable, retried
+from tasks.ledger.record import UNWRITABLE
 from tasks.ledger.strata import add_drawn
 from tasks.ledger.submit import new_batch_id
 from tasks.rollups import hour_of
@@ -69,9 +70,30 @@ def refused(job: NewJob, now: float) -> Done:
     )
 
 
+def record(db: Database, done: list[Done], left_out: Callable[[Exception], None]) -> None:
+    """Write what was done, taking it out of the list as it is committed.
+
+    It is one commit, unless it is refused for what it holds: then each is written alone, and one that is refused again
+    is left out. left_out: is given the reason. Raises SQLAlchemyError while the ledger can write nothing at all.
+    """
+    try:
+        _write(db, done)
+        done.clear()
+    except UNWRITABLE as error:
+        if is_unable(error):
+            raise
+    while done:
+        try:
+            _write(db, done[:1])
+        except UNWRITABLE as error:
+            if is_unable(error):
+                raise
+            left_out(error)
+        del done[0]
+
+
 @retried
-def record(db: Database, done: Sequence[Done]) -> None:
-    """Write what was done, in one commit."""
+def _write(db: Database, done: Sequence[Done]) -> None:
     with db.write(durable=False) as c:
         now = db.now(c)
         alike: defaultdict[frozenset[str], list[dict[str, Any]]] = defaultdict(
