@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 class OffloadError(Exception):
@@ -163,4 +164,11 @@ class Misconfigured(CallError):
 
 
 class Permanent(CallError):
-    """The call can never succeed as it is."""
+    """The call can never succeed as it is.
+
+    had: what the server has counted of it: nothing, a request that it turned down, or an answer that is of no use.
+    """
+
+    def __init__(self, code: str, message: str, had: Literal["nothing", "request", "answer"] = "nothing") -> None:
+        super().__init__(code, message)
+        self.had = had

@@ -20,7 +20,7 @@ from tasks.validation import check_json, check_text, check_vectors, clean, clean
 from workers.asking import Asked
 from workers.backends import Reply
 
-#: errors of calls that were not sent, or turned away
+#: errors of calls that were not sent, or turned away; not those of an answer that was too large
 UNPAID = (Busy, Offline, OutOfReach, Misconfigured, Permanent)
 #: seconds before a failed job's second attempt; doubles with each, give or take a quarter
 RETRY_FIRST_S = 0.5
@@ -161,7 +161,8 @@ def broken_row(
 ) -> dict[str, Any]:
     """Of a call without an answer. What it cost nobody says: its request's price, where the server had it."""
     row = call_row(job, me, asked, started_at, duration_ms)
-    cost = 0.0 if isinstance(error, UNPAID) else cost_usd(asked.provider, asked.call.model, 0, 0)
+    unpaid = isinstance(error, UNPAID) and not (isinstance(error, Permanent) and error.had == "answer")
+    cost = 0.0 if unpaid else cost_usd(asked.provider, asked.call.model, 0, 0)
     return row | {"error_code": error.code, "cost_usd": cost}
 
 

@@ -20,7 +20,7 @@ from workers.asking import Asked
 from workers.backends import Call, Reply
 
 #: errors of calls that were not sent, and of those that nobody answered
-UNSENT = (Offline, OutOfReach, Permanent)
+UNSENT = (Offline, OutOfReach)
 TURNED_AWAY = (Busy, Misconfigured)
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class Meter:
     async def measured(self, asked: Asked) -> AsyncIterator[Took]:
         """Around one call; raises Busy at a limit, before anything is sent.
 
-        A call that nobody answered cost one request, one that was not sent nothing; one that broke keeps its estimate.
+        A call that was turned away cost one request, one that was not sent nothing; one that broke keeps its estimate.
         """
         if self._db is None or self._provider is None:
             yield _as_it_is
@@ -56,6 +56,9 @@ class Meter:
             raise
         except TURNED_AWAY:
             actual = 0, 0
+            raise
+        except Permanent as error:
+            actual = {"nothing": None, "request": (0, 0), "answer": estimate}[error.had]
             raise
         finally:
             await asyncio.shield(asyncio.to_thread(self._correct, call.model, held, actual))

@@ -163,7 +163,7 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.backends.anthropic_api.MAX_ANSWER_CHARS", 1 << 20)
     with pytest.raises(Permanent) as raised:
         answer(chat("[[sim:huge=2]]"))
-    assert raised.value.code == "output_too_large"
+    assert (raised.value.code, raised.value.had) == ("output_too_large", "answer")
 
 
 def test_cancelling_frees_the_slot() -> None:

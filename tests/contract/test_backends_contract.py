@@ -321,7 +321,7 @@ def test_an_endless_answer_is_cut_off(opened: Opened, monkeypatch: pytest.Monkey
     monkeypatch.setattr(base, "MAX_REPLY_BYTES", 1 << 20)
     with pytest.raises(Permanent) as raised:
         answer(opened, chat("[[sim:huge=2]]"))
-    assert raised.value.code == "output_too_large"
+    assert (raised.value.code, raised.value.had) == ("output_too_large", "answer")
 
 
 def test_many_calls_at_once(opened: Opened) -> None:

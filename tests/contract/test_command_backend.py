@@ -81,6 +81,7 @@ def test_how_it_can_fail(
     with pytest.raises(CallError) as raised:
         run(program(tmp_path, code), chat("secret words", seconds=1.0 if word == "total_timeout" else 30.0))
     assert (type(raised.value), raised.value.code) == (error, word)
+    assert not isinstance(raised.value, Permanent) or raised.value.had == "answer"
     assert "secret" not in str(raised.value)
 
 

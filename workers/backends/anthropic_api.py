@@ -227,7 +227,7 @@ class _Answer:
         self._size += sum(map(len, given))
         if self._size > MAX_ANSWER_CHARS:
             large = f"{self._name}: the answer is over {MAX_ANSWER_CHARS >> 20} million characters"
-            raise Permanent("output_too_large", large)
+            raise Permanent("output_too_large", large, "answer")
 
     def reply(self) -> Reply:
         """What was answered."""

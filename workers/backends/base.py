@@ -182,7 +182,7 @@ class Http:
                 size += len(chunk)
                 if size > MAX_REPLY_BYTES:
                     large = f"{self.name}: the reply is larger than {MAX_REPLY_BYTES >> 20} MiB"
-                    raise Permanent("output_too_large", large)
+                    raise Permanent("output_too_large", large, "answer")
                 reader.feed(chunk)
                 clock.progress(reader)
         reader.end()

@@ -72,7 +72,8 @@ class Command:
         finally:
             await _end(process)
         if output is None:
-            raise Permanent("output_too_large", f"{self._name}: the answer is over {MAX_OUTPUT_BYTES >> 20} MiB")
+            large = f"{self._name}: the answer is over {MAX_OUTPUT_BYTES >> 20} MiB"
+            raise Permanent("output_too_large", large, "answer")
         if status != 0:
             raise Transient(
                 "command_failed", f"{self._name}: the command ended with status {status}; its own words are not kept"

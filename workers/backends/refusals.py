@@ -72,11 +72,11 @@ def refusal(name: str, status: int, headers: Mapping[str, str], body: bytes) -> 
     if status in (429, 503, 529):  # 529: Anthropic's `overloaded_error`
         return Busy(_busy_code(status, text), message, retry_after(headers.get("retry-after")))
     if status in (400, 413, 500) and _has(text, _TOO_LONG):
-        return Permanent("context_exceeded", f"{message}: the prompt is longer than the model's context")
+        return Permanent("context_exceeded", f"{message}: the prompt is longer than the model's context", "request")
     if status == 408 or status >= 500:
         return Transient(f"http_{status}", message)
     code = _permanent_code(status, text)
-    return (Misconfigured if code in _MISCONFIGURED else Permanent)(code, message)
+    return Misconfigured(code, message) if code in _MISCONFIGURED else Permanent(code, message, "request")
 
 
 def midstream(name: str, error: Any) -> CallError:
@@ -84,7 +84,7 @@ def midstream(name: str, error: Any) -> CallError:
     label, text = _label(error), _text(error)
     message = f"{name} broke off its answer{f' ({label})' if label else ''}"
     if _has(text, _TOO_LONG):
-        return Permanent("context_exceeded", f"{message}: the prompt is longer than the model's context")
+        return Permanent("context_exceeded", f"{message}: the prompt is longer than the model's context", "request")
     if _has(text, _LOADING):
         return Busy("loading", message)
     if _has(text, _BUSY) or label in ("429", "503"):

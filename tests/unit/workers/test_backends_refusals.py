@@ -66,6 +66,7 @@ def test_a_status_and_its_text(status: int, body: bytes, kind: type[CallError], 
     """What servers put into words is told apart."""
     error = refusal("p", status, {}, body)
     assert (type(error), error.code) == (kind, code)
+    assert not isinstance(error, Permanent) or error.had == "request"
 
 
 @given(st.integers(201, 599), st.text(min_size=9), st.sampled_from(["message", "param", "detail"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tasks.errors import BadOutput, Busy, CallError, Misconfigured, Offline, OutOfReach, Permanent, Transient
 from tasks.ledger.record import Outcome
 from tasks.privacy import Reach
+from tasks.providers import Provider
 from tasks.states import JobState
 from tasks.tables import CallRow
 from tests.unit.workers.jobs import ME, asked, claimed
@@ -273,3 +274,15 @@ def test_what_privacy_held_back_burns_nothing_and_was_no_call() -> None:
     assert (waits.state, waits.tier, waits.attempts, waits.call) == (JobState.QUEUED, "local_only", 0, None)
     refused = failed(claimed(), error, ME, cloud(reach=Reach.CLOUD), 1000.0, 5.0)
     assert (refused.state, refused.attempts, refused.call) == (JobState.REFUSED, 0, None)
+
+
+@pytest.mark.parametrize(("had", "usd"), [("nothing", 0.0), ("request", 0.0), ("answer", 0.25)])
+def test_what_a_call_that_can_never_succeed_cost(had: Literal["nothing", "request", "answer"], usd: float) -> None:
+    """Only an answer has its request's price, of no use as it was."""
+    job = claimed()
+    prices = {"tiny": {"usd": {"request": 0.25}}}
+    provider = Provider.model_validate({"name": "c", "kind": "anthropic", "prices": prices})
+    priced = dataclasses.replace(asked(job), provider=provider)
+    outcome = failed(job, Permanent("output_too_large", "x", had), ME, priced, 1000.0, 5.0)
+    assert outcome.call is not None
+    assert outcome.call["cost_usd"] == usd

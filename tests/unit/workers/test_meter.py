@@ -57,6 +57,8 @@ def test_an_answered_call_costs_what_it_took(ledger: Ledger) -> None:
         (OutOfReach("lan_ok", "x"), 0, 0),
         (Offline("refused", "x"), 0, 0),
         (Permanent("kind_unsupported", "x"), 0, 0),
+        (Permanent("bad_request", "x", "request"), 1, 0),
+        (Permanent("output_too_large", "x", "answer"), 1, 600),
         (Busy("rate_limited", "x"), 1, 0),
         (Transient("stalled", "x"), 1, 600),
     ],
