@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import re
 import secrets
 import shutil
 import ssl
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +21,7 @@ import pytest
 import redis
 
 from tests.support.cli import EXECUTABLE, jsonl, offload
-from tests.support.compose import ROOT, Composed, Published, at_simulator, fresh_env
+from tests.support.compose import ROOT, Composed, Published, at_simulator, env_file, fresh_env, merged, new_env, read
 from tests.support.needed import needed
 from tests.support.pool import clean_environment
 from tests.support.postgres import PostgresImage
@@ -138,3 +142,41 @@ def other_ca(folder: Path) -> Path:
     subprocess.run(["sh", str(OPS / "new-certs.sh"), "127.0.0.1"], env=environment, check=True, capture_output=True)
     ssl.create_default_context(cafile=folder / "others" / "ca.crt")
     return folder / "others" / "ca.crt"
+
+
+def documented() -> list[list[str]]:
+    """What ops/docs/operations.md lets a person do, without Docker: on the head, and on the GPU host."""
+    section = (OPS / "docs" / "operations.md").read_text().partition("**A GPU host joins.**")[2]
+    blocks = [re.findall(r"^    (\S.*)$", part, re.MULTILINE) for part in section.split("\n\n")]
+    head_and_host = list(filter(None, blocks))[:2]
+    return [[line for line in lines if not line.startswith(("docker", "sh "))] for lines in head_and_host]
+
+
+def test_a_head_stays_joined(tmp_path: Path) -> None:
+    """What is done once is in .env, from where every later `docker compose` has both files and the address."""
+    new_env(tmp_path)
+    for line in documented()[0]:
+        subprocess.run(["sh", "-ec", line], cwd=tmp_path, check=True)
+    environment = env_file((tmp_path / ".env").read_text())
+    paths = [ROOT / name for name in environment["COMPOSE_FILE"].split(":")]
+    services = functools.reduce(merged, (read(path, environment) for path in paths))["services"]
+    for name, port in (("redis", 6380), ("postgres", 5432)):
+        assert services[name]["ports"] == [f"{environment['OFFLOAD_JOIN_ADDRESS']}:{port}:{port}"]
+    pages = [*(OPS / "docs").rglob("*.md"), ROOT / "README.md", *OPS.glob("compose*.yaml")]
+    assert [page.name for page in pages if re.search(r"-f \S*compose\.join\.yaml", page.read_text())] == []
+
+
+def test_a_gpu_host_is_made_ready_in_a_fresh_clone(tmp_path: Path) -> None:
+    """The worker's user can read the CA, passwords are their owner's alone; where no CA is nothing is made of it."""
+    for name in ("ops", "FROM_THE_HEAD"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "FROM_THE_HEAD" / "ca.crt").touch(0o600)
+    shutil.copy(OPS / "worker.env.example", tmp_path / "ops")
+    for line in documented()[1]:
+        subprocess.run(["sh", "-ec", f"umask 022; {line}"], cwd=tmp_path, check=True)
+    assert stat.S_IMODE((tmp_path / "ops" / "certs" / "ca.crt").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "ops" / ".env").stat().st_mode) == 0o600
+    given = {"REDIS_NODE_PASSWORD": "x", "POSTGRES_PASSWORD": "x", "OFFLOAD_HEAD": "head", "OFFLOAD_NODE": "gpu1"}
+    volumes = read(OPS / "compose.worker.yaml", given)["services"]["worker"]["volumes"]
+    (ca,) = [one for one in volumes if "ca.crt" in json.dumps(one)]
+    assert ca["bind"] == {"create_host_path": False}
