@@ -6,11 +6,13 @@ Messages are references, so anything that is no message of ours may go; slices t
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import redis
 
-from tasks.queues import SCHEDULER_QUEUE, class_queue
+from tasks.queues import SCHEDULER_QUEUE, UNACKED_S, class_queue
 
 #: kombu's own keys and their types
 KOMBU = {"unacked": b"hash", "unacked_index": b"zset", "unacked_mutex": b"string"}
@@ -22,7 +24,9 @@ MOST_UNACKED = 5_000
 
 
 def mend(broker: redis.Redis, classes: Iterable[str], out: Callable[[str], int]) -> int:
-    """Delete keys of wrong types, lists too long to be ours, and messages that are none; returns how many of all.
+    """Delete keys of wrong types, lists too long to be ours, messages that are none or whose worker died.
+
+    Returns how many of all.
 
     out: how many slices of a class are out; asked only about a long list, after its length was taken.
     """
@@ -34,7 +38,17 @@ def mend(broker: redis.Redis, classes: Iterable[str], out: Callable[[str], int])
             mended += int(broker.delete(key))
     if int(broker.hlen("unacked")) > MOST_UNACKED:
         mended += int(broker.delete("unacked", "unacked_index"))
+    mended += _drop_abandoned(broker)
     return mended + sum(_mend_list(broker, name, model_class, out) for name, model_class in lists.items())
+
+
+def _drop_abandoned(broker: redis.Redis) -> int:
+    """Forget what dead workers had received: kombu would keep it for ever, as the app lets it give nothing back."""
+    tags: Any = broker.zrange("unacked_index", 0, int(time.time()) - UNACKED_S, byscore=True)  # by workers' clocks
+    if tags:
+        broker.hdel("unacked", *tags)
+        broker.zrem("unacked_index", *tags)
+    return len(tags)
 
 
 def _mend_list(broker: redis.Redis, name: str, model_class: str | None, out: Callable[[str], int]) -> int:

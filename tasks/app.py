@@ -24,7 +24,7 @@ from redis.exceptions import (
 )
 
 from tasks.errors import BrokerDown
-from tasks.queues import RUN_SLICE, class_queue
+from tasks.queues import RUN_SLICE, UNACKED_S, class_queue
 
 #: seconds after a failed publish in which this process does not try again: a black-holed Redis costs 1 s a try
 REST_AFTER_FAILURE_S = 2.0
@@ -49,7 +49,8 @@ def make_app(broker_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_channel_error_retry=True,  # READONLY after a failover is a channel error
         broker_transport_options={
-            "visibility_timeout": 900,  # only reserved messages live in `unacked`
+            "visibility_timeout": UNACKED_S,  # only reserved messages live in `unacked`
+            "unacked_restore_limit": 0,  # the sweep sends slices again; giving back others' takes rights no role has
             "socket_timeout": 15,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

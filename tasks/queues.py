@@ -24,6 +24,8 @@ RUN_NOTIFY = "scheduler.notify"
 QUEUE_PREFIX = "offload."
 #: no queue: no class is called so
 SWEPT_KEY = "offload:swept"
+#: seconds after which nobody takes up what is in `unacked`: its worker is dead, and its slice was sent again
+UNACKED_S = 900
 
 
 def class_queue(model_class: str) -> str:

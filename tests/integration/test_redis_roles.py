@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import signal
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
+from kombu.asynchronous import Hub
 
+from api.use_cases import doctor
+from tasks.app import make_app
+from tasks.settings import Settings
 from tests.support.pool import TestPool, simulated
 from tests.support.ports import free_port
 from tests.support.redis_roles import OPS, ROLES, RedisOfRoles
@@ -133,6 +140,33 @@ def test_a_role_may_not_do_another_roles_work(server: RedisOfRoles, role: str, c
             client.execute_command(*command)
     finally:
         client.close()
+
+
+@pytest.mark.parametrize("role", ["worker", "node", "cloud", "beat", "flower"])
+def test_what_a_dead_worker_had_received_keeps_no_role_out(server: RedisOfRoles, role: str) -> None:
+    """Celery would give another role's message back as it connects: it does not, so nobody is refused for it."""
+    server.client.acl_log_reset()
+    for queue in ("offload.small", "offload.cloud", "scheduler"):
+        held = json.dumps([{"body": "", "headers": {}, "properties": {"delivery_tag": queue}}, "", queue])
+        server.client.hset("unacked", queue, held)
+        server.client.zadd("unacked_index", {queue: time.time() - 2_000})
+    app, hub = make_app(server.of(role)), Hub()
+    try:
+        with app.connection_for_read() as connection:
+            assert connection.default_channel
+            connection.transport.register_with_event_loop(connection.connection, hub)
+        assert server.refused() == []
+    finally:
+        hub.close()
+        server.client.delete("unacked", "unacked_index", "unacked_mutex")
+        server.client.acl_log_reset()
+
+
+@pytest.mark.parametrize("role", ["submitter", "api", "worker", "node", "cloud", "beat"])
+def test_doctor_finds_redis_well_as_any_role(server: RedisOfRoles, role: str) -> None:
+    """Whose address a machine of the pool has, its `offload doctor` may try a write."""
+    pool: Any = SimpleNamespace(settings=Settings(redis_url=server.of(role)))
+    assert [finding.detail for finding in doctor._redis(pool) if not finding.ok] == []
 
 
 def test_nobody_comes_in_without_a_password(server: RedisOfRoles) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import redis
 
 from scheduler.redis_keys import MOST_STALE, MOST_UNACKED, mend
 from tasks.app import Publisher, make_app
+from tasks.queues import UNACKED_S
 from tests.support.pool import Redis
 
 QUEUE = "offload.small"
@@ -77,13 +79,22 @@ def test_as_many_messages_as_slices_are_ours(broker: redis.Redis) -> None:
 
 
 def test_unacked_that_cannot_be_ours_goes(broker: redis.Redis) -> None:
-    """Every sweep would read all of it, and Celery would send all of it again after a while."""
+    """Every sweep would read all of it."""
     broker.hset("unacked", mapping={str(i): "x" for i in range(MOST_UNACKED)})
-    broker.zadd("unacked_index", {"0": 1.0})
+    broker.zadd("unacked_index", {"0": time.time()})
     assert mend(broker, ["small"], lambda _: 0) == 0
     broker.hset("unacked", "one more", "x")
     assert mend(broker, ["small"], lambda _: 0) == 2
     assert not broker.exists("unacked", "unacked_index")
+
+
+def test_what_a_dead_worker_had_received_goes(broker: redis.Redis) -> None:
+    """Nobody gives it back or takes it up; what was received lately stays."""
+    for tag, age_s in (("dead", UNACKED_S + 60), ("alive", UNACKED_S - 60)):
+        broker.hset("unacked", tag, "x")
+        broker.zadd("unacked_index", {tag: time.time() - age_s})
+    assert mend(broker, ["small"], lambda _: 0) == 1
+    assert broker.hkeys("unacked") == broker.zrange("unacked_index", 0, -1) == [b"alive"]
 
 
 def test_nothing_of_others_is_touched(broker: redis.Redis, tmp_path: Path) -> None:
