@@ -22,7 +22,7 @@ from api.embedded.ports import API_PORT, FLOWER_PORT, METRICS_PORT
 from api.embedded.state import held_lock, write_pool
 from api.embedded.vital_signs import VitalSigns
 from tasks.config import detected_path, load_registry, says_servers
-from tasks.errors import PoolError
+from tasks.errors import ConfigError, PoolError
 from tasks.ledger import reading, ticks
 from tasks.ledger.database import Database
 from tasks.ledger.schema import open_ledger
@@ -45,6 +45,9 @@ WATCH_S = 0.2
 MONITOR_GRACE_S = 2.0
 #: seconds between looks for a model server while there is none
 LOOK_AGAIN_S = 10.0
+
+#: roles that read once which model servers there are
+READERS = ("beat", "api", "flower", "metrics")
 
 #: the simulator at about the pace of a small GPU, so that there is something to watch
 SIMULATOR_PACE = ("--load-s", "0.5", "--ttft-s", "0.2", "--tokens-per-s", "80")
@@ -298,10 +301,29 @@ class Supervisor:
             if not still_ours() or not _is_same(ledger, db.path):
                 log.error("the pool's lock or ledger was taken away; stopping", home=str(self.settings.home))
                 self._stop = True
-            if time.monotonic() >= next_look and not any(r.name.startswith("worker ") for r in self.roles):
-                self._add_workers(self._find_registry())
+            if time.monotonic() >= next_look and not self._has_workers():
+                self._look_again()
                 next_look = time.monotonic() + LOOK_AGAIN_S
             time.sleep(WATCH_S)
+
+    def _has_workers(self) -> bool:
+        return any(r.name.startswith("worker ") for r in self.roles)
+
+    def _look_again(self) -> None:
+        """Take in model servers that have come since; roles that have read of none are started anew, in order."""
+        try:
+            registry = self._find_registry()
+        except ConfigError as error:  # a typo ends no pool that runs
+            log.error("the configuration cannot be read", fault=str(error), looking_again_every_s=LOOK_AGAIN_S)
+            return
+        readers = [r for r in self.roles if r.name in READERS]
+        self._add_workers(registry)
+        if self._has_workers():
+            self._pool["servers"] = self._servers(registry)
+            write_pool(self.settings, self._pool)
+            log.info("model servers are here; the other roles read of them", servers=self._pool["servers"])
+            for role in readers:
+                role.ask_to_stop()
 
     def _keep_pool_file(self) -> None:
         """Others find the pool by this file; without its folder there is no pool any more."""
