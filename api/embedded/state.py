@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +12,11 @@ from typing import Any
 from tasks.errors import PoolError
 from tasks.settings import Settings
 
+try:
+    import fcntl
+except ImportError:  # Windows, where single roles run and no pool does
+    fcntl = None  # type: ignore[assignment]
+
 
 def _lock_path(settings: Settings) -> Path:
     return settings.run_dir / "lock"
@@ -20,12 +24,14 @@ def _lock_path(settings: Settings) -> Path:
 
 @contextmanager
 def held_lock(settings: Settings) -> Iterator[Callable[[], bool]]:
-    """Be the one supervisor of this home; raises PoolError when there is one.
+    """Be the one supervisor of this home; raises PoolError when there is one, or can be none.
 
     The lock ends with the process and not before, so that `offload down` returns when nothing of the pool is left.
 
     Gives a function that says whether the lock's file is still the one that others would look at.
     """
+    if fcntl is None:
+        raise PoolError("`offload up` needs Linux or macOS; single roles run here: offload worker, offload beat …")
     try:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # one that is there keeps its mode
         settings.run_dir.mkdir(exist_ok=True, mode=0o700)
@@ -57,6 +63,8 @@ def _is_file(opened: int, path: Path) -> bool:
 
 def running_pid(settings: Settings) -> int | None:
     """The supervisor's process id, or None while no pool runs here."""
+    if fcntl is None:
+        return None
     try:
         with _lock_path(settings).open() as file:
             try:

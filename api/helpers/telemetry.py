@@ -42,8 +42,8 @@ def _write(raw: bytes) -> None:
     if not path:
         kept.make_folder(kept.home())
         path = os.path.join(kept.home(), "offload.jsonl")
-    # O_NONBLOCK: a named pipe that nobody reads is a fault, not a wait
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+    # O_NONBLOCK: a named pipe that nobody reads is a fault, not a wait; Windows has neither
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o600)
     try:
         if os.write(file, raw) != len(raw):
             raise OSError(0, "no room for a whole line")
