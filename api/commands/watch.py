@@ -208,7 +208,7 @@ def category_table(categories: list[reading.CategorySummary]) -> str:
 
 def _pool_status(pool: Pool, as_json: bool) -> None:
     workers = live_workers(pool, reading.all_workers(pool.db))
-    open_ = [r for r in reading.recent_batches(pool.db, 1000) if r.state == BatchState.OPEN]
+    open_ = reading.open_batches(pool.db)
     running = is_running(pool)
     if as_json:
         rows = [

@@ -16,7 +16,7 @@ from tasks.errors import NotFound
 from tasks.ledger.database import Database, parts
 from tasks.ledger.retries import family, newest
 from tasks.privacy import TIERS_OF, Reach
-from tasks.states import ANSWERED, TERMINAL, JobState
+from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 from tasks.tables import Audit, Batch, Job, Output, Worker
 
 #: results one page holds, and outputs read at once; an output may be 16 MB
@@ -45,6 +45,13 @@ def recent_batches(db: Database, limit: int, *, own_too: bool = False) -> list[R
     query = select(batches).where(batches.c.kind.in_(kinds)).order_by(batches.c.created_at.desc()).limit(limit)
     with db.read() as c:
         return list(c.execute(query).all())
+
+
+def open_batches(db: Database) -> list[Row[Any]]:
+    """The batches with jobs to come, however old, the newest first; not the pool's own."""
+    query = select(batches).where(batches.c.state == BatchState.OPEN, batches.c.kind == "jobs")
+    with db.read() as c:
+        return list(c.execute(query.order_by(batches.c.created_at.desc())).all())
 
 
 @dataclass(frozen=True)
