@@ -52,8 +52,15 @@ def install(roles: tuple[str, ...], user: bool, platform: str | None, to: Path |
     if platform is None:
         _say_more(place)
         for one in wanted:
-            _run(how, how.enable(one, place), f"{how.name(one)} is not started")
+            _start(how, one, place)
             say(f"{how.name(one)} runs, and starts with each session")
+
+
+def _start(how: Manager, one: Role, place: Place) -> None:
+    if shutil.which(how.program) is not None:
+        for command in how.replaces(one, place):
+            subprocess.run(command, capture_output=True)
+    _run(how, how.enable(one, place), f"{how.name(one)} is not started")
 
 
 @service.command()
@@ -82,7 +89,7 @@ def _remove(how: Manager, one: Role, place: Place) -> bool:
         try:
             _run(how, how.disable(one, place), f"{how.name(one)} is not stopped")
         except PoolError as error:
-            if _answers(how, how.asks(one, place)):
+            if _said(how, how.asks(one, place)) is not None:
                 say(f"{error}\nits file stays: {path}")
                 return False
     if not _shared(how, one, place):
@@ -103,7 +110,8 @@ def _shared(how: Manager, one: Role, place: Place) -> bool:
 def status(user: bool, as_json: bool) -> None:
     """Which roles are installed, and whether each runs."""
     how, place = manager(), Place(this_program(), Path.home())
-    there = {how.name(one): _answers(how, how.asks(one, place)) for one in how.installed(place)}
+    said = {how.name(one): _said(how, how.asks(one, place)) for one in how.installed(place)}
+    there = {name: words is not None and how.runs(words) for name, words in said.items()}
     if as_json:
         print_json(there)
     elif there:
@@ -112,8 +120,12 @@ def status(user: bool, as_json: bool) -> None:
         say("nothing is installed")
 
 
-def _answers(how: Manager, command: Sequence[str]) -> bool:
-    return shutil.which(how.program) is not None and subprocess.run(command, capture_output=True).returncode == 0
+def _said(how: Manager, command: Sequence[str]) -> str | None:
+    """What a question to the manager printed; None where it ended with another status than 0."""
+    if shutil.which(how.program) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    return done.stdout if done.returncode == 0 else None
 
 
 def _run(how: Manager, commands: Sequence[Sequence[str]], trouble: str) -> None:

@@ -89,6 +89,9 @@ class Manager(Protocol):
     def name(self, role: Role) -> str:
         """What the manager calls it."""
 
+    def replaces(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
+        """Commands before those that start it; they fail where there is nothing to replace, and that is fine."""
+
     def enable(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
         """Commands that start it now and with each session."""
 
@@ -96,7 +99,10 @@ class Manager(Protocol):
         """Commands that stop it and forget it; its file is still there."""
 
     def asks(self, role: Role, place: Place) -> Sequence[str]:
-        """The command that ends with status 0 while it runs."""
+        """The command that ends with status 0 while the manager has it."""
+
+    def runs(self, said: str) -> bool:
+        """Whether what that command said, with status 0, is that it runs."""
 
     def installed(self, place: Place) -> list[Role]:
         """The roles whose files are there."""

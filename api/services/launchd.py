@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import plistlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,10 @@ class Launchd:
             }
         )
 
+    def replaces(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
+        """Unload it: a label that is loaded cannot be loaded."""
+        return self.disable(role, place)
+
     def enable(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
         """Load it, which starts it."""
         return [(self.program, "bootstrap", _domain(), str(self.path(role, place)))]
@@ -68,6 +73,10 @@ class Launchd:
     def asks(self, role: Role, place: Place) -> Sequence[str]:
         """Whether it is loaded."""
         return (self.program, "print", f"{_domain()}/{self.name(role)}")
+
+    def runs(self, said: str) -> bool:
+        """One that is loaded may have ended, or wait to be started again."""
+        return re.search(r"^\s*state = running$", said, re.MULTILINE) is not None
 
     def installed(self, place: Place) -> list[Role]:
         """The roles whose property lists are there."""

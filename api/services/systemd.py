@@ -56,6 +56,10 @@ class Systemd:
         text = _UNIT.format(says=says, command=command, environment=environment, restart=restart, stop_s=STOP_S)
         return text.encode()
 
+    def replaces(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
+        """Nothing: a unit that is there is read anew."""
+        return ()
+
     def enable(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
         """Read the units anew; start it now and with each session."""
         reload, enable = (self.program, "--user", "daemon-reload"), (self.program, "--user", "enable", "--now")
@@ -66,8 +70,12 @@ class Systemd:
         return [(self.program, "--user", "disable", "--now", self.name(role))]
 
     def asks(self, role: Role, place: Place) -> Sequence[str]:
-        """Whether it runs."""
+        """Whether it is active."""
         return (self.program, "--user", "is-active", "--quiet", self.name(role))
+
+    def runs(self, said: str) -> bool:
+        """It has only what is active."""
+        return True
 
     def installed(self, place: Place) -> list[Role]:
         """Units that are there; of workers those that start with a session."""

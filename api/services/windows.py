@@ -49,6 +49,10 @@ class Windows:
         text = ElementTree.tostring(task, encoding="unicode")
         return f'<?xml version="1.0" encoding="UTF-16"?>\n{text}\n'.encode("utf-16")
 
+    def replaces(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
+        """Nothing: /Create does it by /F."""
+        return ()
+
     def enable(self, role: Role, place: Place) -> Sequence[Sequence[str]]:
         """Register it and start it."""
         create = (self.program, "/Create", "/F", "/TN", self.name(role), "/XML", str(self.path(role, place)))
@@ -60,8 +64,13 @@ class Windows:
         return [end, (self.program, "/Delete", "/F", "/TN", self.name(role))]
 
     def asks(self, role: Role, place: Place) -> Sequence[str]:
-        """Whether it is registered."""
-        return (self.program, "/Query", "/TN", self.name(role))
+        """Its state, by PowerShell: schtasks says it in the language of the machine."""
+        task = f"Get-ScheduledTask -TaskPath '\\{_FOLDER}\\' -TaskName '{_file(role)}' -ErrorAction Stop"
+        return ("powershell", "-NoProfile", "-NonInteractive", "-Command", f"({task}).State")
+
+    def runs(self, said: str) -> bool:
+        """One that is registered may be Ready, Queued or Disabled."""
+        return said.strip() == "Running"
 
     def installed(self, place: Place) -> list[Role]:
         """The roles whose definitions are there."""
