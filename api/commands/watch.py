@@ -11,6 +11,7 @@ import click
 
 from api.commands.output import Seconds, print_json, print_text, say, seconds, show_progress, table
 from api.commands.submit import exit_code
+from api.embedded.state import read_pool
 from api.interrupts import GoingOn
 from api.use_cases.outlook import Outlook, outlook
 from api.use_cases.pool import Pool
@@ -210,19 +211,22 @@ def _pool_status(pool: Pool, as_json: bool) -> None:
     workers = live_workers(pool, reading.all_workers(pool.db))
     open_ = reading.open_batches(pool.db)
     running = is_running(pool)
+    api = read_pool(pool.settings).get("api", "") if running else ""
     if as_json:
         rows = [
             {"name": w.name, "classes": w.classes, "in_flight": w.in_flight, "capacity": w.capacity, "health": w.health}
             for w in workers
         ]
         found = {"running": running, "workers": rows, "open_batches": [_batch_json(r) for r in open_]}
-        found["trouble"] = ticks.broker_trouble(pool.db)
+        found |= {"trouble": ticks.broker_trouble(pool.db), "api": api}
         print_json(found | {"audits": audits.counted(pool.db), "alarms": len(audits.alarms(pool.db))})
         return
     if not running:
         say("the pool is not running: offload up")
     if running and (trouble := ticks.broker_trouble(pool.db)):
         say(f"{trouble}; jobs wait meanwhile")
+    if api:
+        print_text(f"API: {api}/v1")
     head = ("worker", "health", "in flight", "of", "classes")
     click.echo(table(head, [(w.name, w.health, w.in_flight, w.capacity, ", ".join(w.classes)) for w in workers]))
     waiting = sum(r.open for r in open_)

@@ -230,6 +230,14 @@ class Supervisor:
         self._add("api", "api", "--port", str(port), keeps=[*self._keys, *secrets])
         return f"http://127.0.0.1:{port}"
 
+    def _move_api(self) -> None:
+        """Choose another port where the API ended before it served: somebody else may have taken it meanwhile."""
+        for role in self.roles:
+            if role.name == "api" and role.process is not None and not role.alive:
+                port = redis_server.free_port(API_PORT)
+                role.command = (*role.command[:-1], str(port))
+                self._pool["api"] = f"http://127.0.0.1:{port}"
+
     def _add_monitor(self) -> dict[str, str]:
         """Start what people watch the pool with; nothing waits for it. What -> where."""
         port = redis_server.free_port(FLOWER_PORT)
@@ -281,6 +289,8 @@ class Supervisor:
             here = {w.provider for w in mine if w.last_seen >= began}
             if wanted <= here and self.settings.api_sign.exists() and (ticks.ticked_at(db, "sweep") or 0.0) >= began:
                 return
+            if not self.settings.api_sign.exists():
+                self._move_api()
             self._keep_roles()
             time.sleep(0.05)
         if not self._stop:

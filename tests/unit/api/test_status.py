@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import insert
 
+from api.embedded.state import held_lock, write_pool
 from tasks.ledger.reading import batches
 from tasks.ledger.schema import open_ledger
 from tasks.settings import Settings
@@ -24,3 +25,14 @@ def test_an_open_batch_is_shown_however_many_are_newer(tmp_path: Path) -> None:
     environment = {"OFFLOAD_HOME": str(tmp_path)}
     assert [row["id"] for row in offload(environment, "status", "--json").json["open_batches"]] == ["batch_old"]
     assert "jobs open: 7, batches open: 1" in offload(environment, "status").text
+
+
+def test_a_pool_that_runs_says_where_its_api_is(tmp_path: Path) -> None:
+    """Where 8484 was taken it listens elsewhere; the status says where, and nothing once the pool is gone."""
+    settings = Settings(home=tmp_path)
+    environment = {"OFFLOAD_HOME": str(tmp_path)}
+    with held_lock(settings):
+        write_pool(settings, {"api": "http://127.0.0.1:45678"})
+        assert "API: http://127.0.0.1:45678/v1" in offload(environment, "status").text
+        assert offload(environment, "status", "--json").json["api"] == "http://127.0.0.1:45678"
+    assert "API" not in offload(environment, "status").text

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -11,6 +15,8 @@ import yaml
 from api.embedded import discover
 from api.embedded.supervisor import READERS, Role, Supervisor, _secrets
 from tasks.config import parse
+from tasks.ledger import ticks
+from tasks.ledger.schema import open_ledger
 from tasks.settings import Settings
 from workers.detect import Found
 
@@ -59,3 +65,33 @@ def test_a_typo_does_not_end_the_pool(alone: Supervisor, capsys: pytest.CaptureF
     alone._look_again()
     assert "offload.yaml:1" in capsys.readouterr().out
     assert alone.roles == [role for role in alone.roles if not role.asked_to_stop]
+
+
+#: an API as a process: listens on the port that its command line ends with, or ends
+LISTENER = """
+import pathlib, socket, sys, time
+listener = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+def test_an_api_whose_port_was_taken_gets_another(tmp_path: Path) -> None:
+    """Between choosing a port and listening somebody else may take it: the pool comes up, and says the new one."""
+    supervisor = Supervisor(Settings(home=tmp_path))
+    supervisor.settings.run_dir.mkdir()
+    db = open_ledger(supervisor.settings.ledger())
+    ticks.tick(db, "sweep", {})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        supervisor._pool = {"started_at": 0.0, "api": f"http://127.0.0.1:{port}"}
+        command = (sys.executable, "-c", LISTENER, str(supervisor.settings.api_sign), "--port", str(port))
+        supervisor.roles = [Role("api", command, 1.0, dict(os.environ))]
+        try:
+            supervisor._wait_until_ready(db)
+            chosen = urlsplit(supervisor._pool["api"]).port or 0
+            assert chosen != port
+            socket.create_connection(("127.0.0.1", chosen), 5).close()
+        finally:
+            supervisor._stop_all()
+            db.close()
