@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 TouchedPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"\S")]
 LineId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
+
+#: fields of an object, known and unknown; of more it is said once, and not of each that it is unknown
+MOST_FIELDS = 100
+#: texts to embed of one line
+MOST_TEXTS = 2048
+
+
+def few_fields(data: Any) -> Any:
+    """The same, unless it is an object of more than MOST_FIELDS fields."""
+    if isinstance(data, dict) and len(data) > MOST_FIELDS:
+        raise PydanticCustomError("too_many_fields", "has more than {most} fields", {"most": MOST_FIELDS})
+    return data
+
+
+def few_texts(data: Any) -> Any:
+    """The same, unless it is a list that is too long; pydantic would tell every fault of its items first."""
+    if isinstance(data, list) and len(data) > MOST_TEXTS:
+        said = {"field_type": "List", "max_length": MOST_TEXTS, "actual_length": len(data)}
+        raise PydanticKnownError("too_long", said)
+    return data
+
+
+#: several texts to embed
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
 
 #: what a producer calls its program; it is a key of the rollups
 App = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x20\x7f](.*[^\x00-\x20\x7f])?$")]
@@ -20,14 +45,19 @@ class Line(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, data: Any) -> Any:
+        return data if cls.model_config.get("extra") == "allow" else few_fields(data)
+
 
 class Message(Line):
     """One message of a chat, in OpenAI's shape."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
 
@@ -41,8 +71,8 @@ class JobLine(Line):
     id: LineId | None = None
     category: Text
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    input: Annotated[Text | Texts | None, BeforeValidator(few_texts)] = None
     system: str | None = None
     json_: bool | None = Field(None, alias="json")
     schema_: dict[str, Any] | None = Field(None, alias="schema")
@@ -51,7 +81,7 @@ class JobLine(Line):
     temperature: float | None = Field(None, ge=0, le=2)
     timeout_s: float | None = Field(None, gt=0, le=86_400)
     metadata: dict[str, Any] | None = None
-    touches: list[TouchedPath] | None = None
+    touches: Annotated[list[TouchedPath], Field(fail_fast=True)] | None = None
     for_: Text | None = Field(None, alias="for")
     security: bool | None = None
     app: App | None = None

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from tasks.lines import App, JobLine, Line, LineId, Message, Text, TouchedPath
+from tasks.lines import App, JobLine, Line, LineId, Message, Text, Texts, TouchedPath, few_texts
 
 
 class _OpenAISchema(Line):
@@ -36,7 +36,7 @@ class OffloadSays(Line):
     """What only this pool understands of a request; it travels as `metadata.offload`."""
 
     category: Text | None = None
-    touches: list[TouchedPath] | None = None
+    touches: Annotated[list[TouchedPath], Field(fail_fast=True)] | None = None
     for_: Text | None = Field(None, alias="for")
     security: bool | None = None
     privacy: Literal["local_only", "lan_ok", "cloud_ok"] | None = None
@@ -63,7 +63,7 @@ class InputItem(Line):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[InputPart]
+    content: str | Annotated[list[InputPart], Field(fail_fast=True)]
 
 
 class ResponseFormat(Line):
@@ -97,8 +97,8 @@ def _form_of_input(value: object) -> str:
 #: a text, several to embed, or a conversation
 Input = Annotated[
     Annotated[Text, Tag("str")]
-    | Annotated[list[Text], Field(min_length=1, max_length=2048), Tag("list[str]")]
-    | Annotated[list[InputItem], Field(min_length=1), Tag("list[item]")],
+    | Annotated[Texts, BeforeValidator(few_texts), Tag("list[str]")]
+    | Annotated[list[InputItem], Field(min_length=1, fail_fast=True), Tag("list[item]")],
     Discriminator(_form_of_input),
 ]
 
@@ -107,7 +107,7 @@ class OpenAIBody(Line):
     """The request body of an OpenAI batch line, as far as local servers can honour it."""
 
     model: Text
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     prompt: Text | None = None
     input: Input | None = None
     instructions: str | None = None
@@ -125,7 +125,7 @@ class OpenAIBody(Line):
     n: Literal[1] | None = None
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
 

@@ -24,6 +24,8 @@ from tasks.providers import ANTHROPIC_KEY, DEFAULT_CONTEXT, MAX_CONTEXT, Context
 CLOUD_CONTEXT = 200_000
 #: the class that disqualified work goes to
 CLOUD = "cloud"
+#: characters of a word that are compared with those there are; comparing takes time and memory with its length
+LONGEST = 200
 
 
 def _sendable(value: Any) -> Any:
@@ -284,5 +286,5 @@ def cloud_keys(registry: Registry, keeps: Provider | None = None) -> list[str]:
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """` (did you mean 'x'?)`, or the names there are when nothing is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:LONGEST], known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})" if known else ""

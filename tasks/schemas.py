@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -28,6 +29,8 @@ from tasks.validation import compile_schema
 MAX_LINE_BYTES = 16 * 1024 * 1024
 #: characters of system text and prompt that must be equal for two prompts to share a prefix worth keeping
 PREFIX_CHARS = 400
+#: faults of a line that are told, and characters of a field's name that its fault shows
+MOST_FAULTS, MOST_NAME = 100, 80
 #: levels of nesting in a line; orjson reads more than the 254 it writes, and a request wraps some around these
 MAX_DEPTH = 200
 
@@ -59,7 +62,7 @@ class NewJob:
 
 
 def parse_line(raw: bytes, number: int, registry: Registry, said: Said = routing.NOTHING) -> NewJob | list[LineFault]:
-    """The job that a line describes, or all its faults.
+    """The job that a line describes, or all its faults; of a list that is not taken whole, those of its first bad item.
 
     `said` holds for lines that say nothing themselves. An absent id becomes the line's number.
     """
@@ -69,9 +72,11 @@ def parse_line(raw: bytes, number: int, registry: Registry, said: Said = routing
     try:
         line, extras = _read(data, said.category)
     except ValidationError as error:
+        if error.error_count() > MOST_FAULTS:  # each would be an object
+            return [LineFault(number, "", f"has more than {MOST_FAULTS} faults")]
         root = OpenAILine if error.title == OpenAILine.__name__ else JobLine
         return [_fault(number, e, root) for e in error.errors(include_input=False, include_url=False)]
-    faults = list(_faults(line, extras, registry, said))
+    faults = list(islice(_faults(line, extras, registry, said), MOST_FAULTS))
     if faults:
         return [LineFault(number, field, reason) for field, reason in faults]
     return _job(line, extras, number, registry, said)
@@ -134,7 +139,7 @@ def _fault(number: int, error: Any, root: type[BaseModel]) -> LineFault:
     reason = error["msg"]
     if error["type"] == "extra_forbidden":
         reason = "unknown field" + nearest(parts[-1], _fields(root, parts[:-1]))
-    return LineFault(number, ".".join(parts), reason)
+    return LineFault(number, ".".join(part[:MOST_NAME] for part in parts), reason)
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import ConfigDict, Field, StringConstraints
 
+from api.http import bodies
 from api.http.bodies import Body
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
 from api.http.files import chunks, lines, listed
-from api.http.key_first import KeyFirst
 from api.use_cases import openai_texts as texts
 from api.use_cases import openai_views as views
 from api.use_cases.batch_checks import ENDPOINTS
@@ -24,9 +25,10 @@ from tasks.ledger.api_batches import Seen
 from tasks.ledger.api_keys import Scope
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.lines import App
+from tasks.routing import Said
 from tasks.states import BatchState
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=KeyFirst)
+router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
@@ -50,27 +52,33 @@ class NewBatch(Body):
     endpoint: str
     completion_window: str
     metadata: (
-        dict[
-            Annotated[str, StringConstraints(max_length=64)],
-            Annotated[str, StringConstraints(max_length=512)],
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(max_length=64)],
+                Annotated[str, StringConstraints(max_length=512)],
+            ],
+            Field(fail_fast=True),
         ]
         | None
     ) = None
     output_expires_after: OutputExpiresAfter | None = None
 
 
-@router.post("")
-def create(
+@router.post("", openapi_extra=bodies.described(NewBatch, "/v1/batches"))
+async def create(
     request: Request,
     caller: Submitter,
-    new: NewBatch,
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
     x_offload_app: Annotated[App | None, Header()] = None,
 ) -> dict[str, Any]:
     """Make a batch of an uploaded file; its lines are checked after this has answered."""
+    new = await bodies.read(request, NewBatch)
     _check(new)
+    return await asyncio.to_thread(_created, request, caller, new, idempotency_key, caller.said(app=x_offload_app))
+
+
+def _created(request: Request, caller: Caller, new: NewBatch, key: str | None, said: Said) -> dict[str, Any]:
     request.app.state.callers.check_room(caller)
-    said = caller.said(app=x_offload_app)
     values: dict[str, Any] = {
         "owner": caller.owner,
         "endpoint": new.endpoint,
@@ -79,7 +87,7 @@ def create(
         "meta": new.metadata,
         "said": {"tier": said.tier, "app": said.app},
         "tell_at": 0.0 if _pool(request).registry.api.webhooks else None,
-        "request_key": f"{caller.owner}:{idempotency_key}" if idempotency_key else None,
+        "request_key": f"{caller.owner}:{key}" if key else None,
         "request_hash": hashlib.blake2b(orjson.dumps(new.model_dump()), digest_size=16).hexdigest(),
     }
     seen, _ = api_batches.create(_pool(request).db, values, DEFAULT_DEADLINE_S)

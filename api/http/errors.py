@@ -110,14 +110,17 @@ def _http(request: Request, error: HTTPException) -> JSONResponse:
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    """The first fault; pydantic's words hold no value of the request."""
-    first = error.errors()[0]
+    return reply(request, invalid(error.errors()[0]))
+
+
+def invalid(first: Mapping[str, Any]) -> ApiError:
+    """The first of pydantic's faults; its words hold no value of the request."""
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     code = "invalid_type" if first["type"].endswith(("_type", "_parsing")) else "invalid_value"
     code = "missing_required_parameter" if first["type"] == "missing" else code
     param = ".".join(where) or None
     message = f"{param}: {first['msg']}" if param else first["msg"]
-    return reply(request, ApiError(400, message, code=code, param=param))
+    return ApiError(400, message, code=code, param=param)
 
 
 def _ours(request: Request, error: OffloadError) -> JSONResponse:

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import StreamingResponse
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.http import bodies
 from api.http.bodies import Body
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
 from api.http.files import chunks
-from api.http.key_first import KeyFirst
 from api.use_cases import fan_views, fanning
 from api.use_cases.pool import Pool
 from tasks.errors import BrokerDown, InputError, LineFault, NotFound
@@ -26,11 +26,11 @@ from tasks.ledger import fan_outs
 from tasks.ledger.api_keys import Scope
 from tasks.ledger.fan_outs import Stage
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
-from tasks.lines import TouchedPath
+from tasks.lines import TouchedPath, few_fields
 from tasks.privacy import Tier
 from tasks.routing import Said
 
-router = APIRouter(tags=["fan-outs"], route_class=KeyFirst)
+router = APIRouter(tags=["fan-outs"])
 
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
@@ -43,6 +43,11 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
 
+#: placeholder -> text
+Values = Annotated[dict[str, str], Field(fail_fast=True)]
+AnAgent = Annotated[Agent, BeforeValidator(few_fields)]
+
+
 class FanOutBody(Body):
     """What to fan out: inputs and what each is asked, or agents and what all of them are asked.
 
@@ -51,11 +56,11 @@ class FanOutBody(Body):
 
     model_config = ConfigDict(extra="forbid")
 
-    inputs: Annotated[list[dict[str, str]], Field(min_length=1, max_length=100_000)] | None = None
+    inputs: Annotated[list[Values], Field(min_length=1, max_length=100_000, fail_fast=True)] | None = None
     each: Text | None = None
-    agents: Annotated[list[Agent], Field(min_length=1, max_length=1_000)] | None = None
+    agents: Annotated[list[AnAgent], Field(min_length=1, max_length=1_000, fail_fast=True)] | None = None
     prompt: Text | None = None
-    file: dict[Literal["path", "content"], str] | None = None
+    file: Annotated[dict[Literal["path", "content"], str], Field(fail_fast=True)] | None = None
     category: Word = "chat"
     system: str | None = None
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
@@ -65,22 +70,22 @@ class FanOutBody(Body):
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     priority: int = Field(0, ge=-99, le=99)
     deadline_s: float = Field(DEFAULT_DEADLINE_S, gt=0, le=30 * 86_400)
-    touches: list[TouchedPath] = Field(default_factory=list, max_length=1_000)
+    touches: Annotated[list[TouchedPath], Field(fail_fast=True)] = Field(default_factory=list, max_length=1_000)
     audience: Word | None = Field(None, alias="for")
     security: bool = False
     privacy: Tier | None = None
 
 
-@router.post("/fan-outs")
+@router.post("/fan-outs", openapi_extra=bodies.described(FanOutBody, "/fan-outs"))
 async def create(
     request: Request,
     caller: Submitter,
-    body: FanOutBody,
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
     x_offload_app: Annotated[str | None, Header(max_length=64)] = None,
 ) -> dict[str, Any]:
     """Start a fan-out: all of its jobs are submitted, or none."""
     await asyncio.to_thread(request.app.state.callers.check_room, caller)
+    body = await bodies.read(request, FanOutBody)
     pool: Pool = request.app.state.pool
     faults: list[LineFault] = []
 

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -22,7 +23,7 @@ from tasks.ledger.nodes import Phase
 from tasks.openai_lines import OpenAIBody
 from tasks.privacy import Reach
 from tasks.routing import Said
-from tasks.schemas import MAX_DEPTH, NewJob, deeper_than, parse_line
+from tasks.schemas import MAX_DEPTH, MOST_FAULTS, NewJob, deeper_than, parse_line
 from tasks.validation import clean_row
 from workers.direct import Given, Wish
 
@@ -59,7 +60,7 @@ class Request:
 
 def read(path: str, body: dict[str, Any], pool: Pool, said: Said) -> Request | list[LineFault]:
     """The request that a body of OpenAI's makes, or its faults. path: as in a line of a batch."""
-    faults = list(_faults(body))
+    faults = list(islice(_faults(body), MOST_FAULTS))
     if faults:
         return faults
     asked = {name: value for name, value in body.items() if name in _KNOWN and name not in APART and value is not None}

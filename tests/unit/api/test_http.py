@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from pydantic import ValidationError, field_validator
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.requests import ClientDisconnect
 
-from api.http import direct, errors
+from api.http import bodies, direct, errors
 from api.http.app import create_app
+from api.http.batches import NewBatch
+from api.http.fan_outs import FanOutBody
 from api.use_cases import direct as requests
 from api.use_cases.pool import Pool
 from api.use_cases.validating import validate
@@ -71,6 +76,80 @@ def test_only_files_that_are_shown_are_measured(tmp_path: Path) -> None:
         assert list(app.state.sizes) == [file["id"] for file in found["data"]]
     finally:
         pool.db.close()
+
+
+MANY = 5_000
+NUMBERS, BATCH = {str(i): i for i in range(MANY)}, {"input_file_id": "x", "endpoint": "x", "completion_window": "24h"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "where"),
+    [
+        (FanOutBody, {"merge": "vote", "inputs": [{"a": 1}] * MANY}, ("inputs", 0, "a")),
+        (FanOutBody, {"merge": "vote", "inputs": [NUMBERS]}, ("inputs", 0, "0")),
+        (FanOutBody, {"merge": "vote", "agents": [{"samples": 1}] * MANY}, ("agents", 0, "name")),
+        (FanOutBody, {"merge": "vote", "agents": [{"name": "x"} | NUMBERS]}, ("agents", 0)),
+        (FanOutBody, {"merge": "vote", "file": {"path": "x", "content": "x"} | NUMBERS}, ("file", "0", "[key]")),
+        (FanOutBody, {"merge": "vote", "touches": [1] * MANY}, ("touches", 0)),
+        (FanOutBody, {"merge": "vote"} | NUMBERS, ()),
+        (NewBatch, BATCH | {"metadata": NUMBERS}, ("metadata", "0")),
+    ],
+)
+def test_many_mistakes_are_few_faults(kind: type[bodies.Body], body: Any, where: tuple[Any, ...]) -> None:
+    """A body that is wrong thousands of times is told so once: its faults cost no more than the body itself."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert [error["loc"] for error in caught.value.errors()] == [where]
+
+
+def test_a_large_body_is_read_off_the_loop() -> None:
+    """While a large body is read, whoever else asks is answered."""
+    read_by: list[threading.Thread] = []
+
+    class Noted(bodies.Body):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def _note(cls, text: str) -> str:
+            read_by.append(threading.current_thread())
+            return text
+
+    async def run(text: str) -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b'{"text": "%b"}' % text.encode(), "more_body": False}
+
+        assert (await bodies.read(Request({"type": "http"}, receive), Noted)).text == text
+        read_by.append(threading.current_thread())
+
+    asyncio.run(run("x" * direct.LARGE))
+    assert read_by[0] is not read_by[1]
+
+
+def test_bodies_are_described(tmp_path: Path) -> None:
+    """The OpenAPI document says what bodies there are that FastAPI does not read, and all it refers to is there."""
+    pool = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    try:
+        document = create_app(pool).openapi()
+    finally:
+        pool.db.close()
+    for path, field in (("/fan-outs", "inputs"), ("/v1/batches", "input_file_id")):
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert field in schema["properties"]
+        refs = list(_refs(schema))
+        assert refs
+        for ref in refs:
+            found = document
+            for step in ref.removeprefix("#/").split("/"):
+                found = found[step.replace("~1", "/")]
+
+
+def _refs(schema: Any) -> Iterator[str]:
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if key == "$ref":
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _refs(value)
 
 
 @pytest.mark.parametrize("moment", ["before the first piece is sent", "after"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from tasks.config import parse
 from tasks.errors import LineFault
+from tasks.lines import MOST_FIELDS, MOST_TEXTS
+from tasks.registry import nearest
 from tasks.routing import Said
-from tasks.schemas import MAX_DEPTH, PREFIX_CHARS, NewJob, parse_line, prompt_text
+from tasks.schemas import MAX_DEPTH, MOST_FAULTS, MOST_NAME, PREFIX_CHARS, NewJob, parse_line, prompt_text
 
 REGISTRY = parse(
     """
@@ -245,6 +248,76 @@ def test_a_fault_names_its_field_and_the_reason(data: Any, wanted: dict[str, str
     assert set(found) == set(wanted)
     for field, reason in wanted.items():
         assert reason in found[field]
+
+
+MANY = 5_000
+ONES, UNKNOWN = [1] * MANY, {f"k{i}": 1 for i in range(MANY)}
+MUCH: dict[str, tuple[Any, set[str]]] = {
+    "messages": ({"category": "chat", "messages": ONES}, {"messages.0"}),
+    "parts": (
+        {"category": "chat", "messages": [{"role": "user", "content": ONES}]},
+        {"messages.0.content", "messages.0.content.0"},
+    ),
+    "tool calls": (
+        {"category": "chat", "messages": [{"role": "assistant", "tool_calls": ONES}]},
+        {"messages.0.tool_calls.0"},
+    ),
+    "paths": (line(touches=ONES), {"touches.0"}),
+    "texts": ({"category": "embed", "input": ONES}, {"input"}),
+    "as many texts as there may be": ({"category": "embed", "input": [1] * MOST_TEXTS}, {""}),
+    "fields": (line(**UNKNOWN), {""}),
+    "fields of a message": ({"category": "chat", "messages": [UNKNOWN]}, {"messages.0"}),
+    "messages, OpenAI": (openai({"model": "auto", "messages": ONES}), {"body.messages.0"}),
+    "texts, OpenAI": (openai({"model": "auto", "input": ONES}, "/v1/embeddings"), {"body.input"}),
+    "items, OpenAI": (
+        openai({"model": "auto", "input": [{"role": 1}] * MANY}, "/v1/responses"),
+        {"body.input.0.role", "body.input.0.content"},
+    ),
+    "parts of an item, OpenAI": (
+        openai({"model": "auto", "input": [{"role": "user", "content": ONES}]}, "/v1/responses"),
+        {"body.input.0.content", "body.input.0.content.0"},
+    ),
+    "stops, OpenAI": (openai({"model": "auto", "messages": CHAT, "stop": ONES}), {"body.stop", "body.stop.0"}),
+    "paths, OpenAI": (
+        openai({"model": "auto", "messages": CHAT, "metadata": {"offload": {"touches": ONES}}}),
+        {"body.metadata.offload.touches.0"},
+    ),
+    "fields of a body, OpenAI": (openai({"model": "auto", "messages": CHAT, **UNKNOWN}), {"body"}),
+}
+
+
+@pytest.mark.parametrize(("data", "fields"), MUCH.values(), ids=MUCH)
+def test_many_mistakes_are_few_faults(data: Any, fields: set[str]) -> None:
+    """A line that is wrong thousands of times is told so once: its faults cost no more than the line itself."""
+    assert set(faults(data)) == fields
+
+
+def test_as_many_faults_as_are_told() -> None:
+    """Faults that only a look at each message finds are told up to a number."""
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": "http://x/y"}]}
+    found = read({"category": "chat", "messages": [image] * MANY})
+    assert isinstance(found, list)
+    assert len(found) == MOST_FAULTS
+
+
+def test_as_many_fields_as_there_may_be() -> None:
+    """Notes of a producer's own are no fields, and unknown fields are each told while they are few."""
+    kept = body(openai({"model": "auto", "messages": CHAT, "metadata": {f"k{i}": "x" for i in range(2 * MOST_FIELDS)}}))
+    assert len(kept["metadata"]) == 2 * MOST_FIELDS
+    assert len(faults(line(**dict.fromkeys(list(UNKNOWN)[: MOST_FIELDS - 2], 1)))) == MOST_FIELDS - 2
+
+
+def test_long_names() -> None:
+    """A name as long as a line is shortened where it is shown, and compared with others only as far as they go."""
+    (shown,) = faults(line(**{"x" * 100_000: 1}))
+    assert shown == "x" * MOST_NAME
+    word = "categor" + "y" * 1_000_000
+    tracemalloc.start()
+    try:
+        assert nearest(word, ["category"]).startswith(" (known: category")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_only_looks_like_nul_is_text() -> None:
