@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -59,6 +61,36 @@ class Message(Line):
     name: str | None = None
     tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
+
+
+#: what a content may be made of, as OpenAI documents it; each holds its value in a field of its own name
+PARTS = ("text", "refusal", "image_url", "input_audio", "file")
+#: what may stand beside that: it says nothing to a local model
+BESIDE = ("type", "cache_control")
+#: what the values that are objects have: the data, and what says more of it
+DATA = {"image_url": ("url", "detail"), "input_audio": ("data", "format"), "file": ("file_data", "filename")}
+
+
+def part_fault(part: Mapping[str, Any]) -> str | None:
+    """Why a part of a content is not taken, if so: whatever names an address would be fetched by the server."""
+    kind = part.get("type")
+    if kind not in PARTS:
+        named = f" of type {kind}" if isinstance(kind, str) and re.fullmatch("[a-z_]{1,40}", kind) else ""
+        return f"a part{named} is not taken; there are {', '.join(PARTS)}"
+    if not part.keys() <= {kind, *BESIDE}:
+        return f"a part of type {kind} has type and {kind}, nothing else"
+    value = part.get(kind)
+    if kind not in DATA:
+        return None if isinstance(value, str) else f"a part of type {kind} has a text"
+    data, more = DATA[kind]
+    if isinstance(value, dict):
+        if not value.keys() <= {data, more}:
+            return f"{kind} has {data} and {more}, nothing else"
+        value = value.get(data)
+    is_data = isinstance(value, str) and (value.startswith("data:") or (kind != "image_url" and ":" not in value))
+    if kind == "image_url":
+        return None if is_data else "an image is given as a data: URL; an address would be fetched by the server"
+    return None if is_data else f"{kind}.{data} is base64; an address would be fetched by the server"
 
 
 class JobLine(Line):

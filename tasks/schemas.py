@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from tasks import openai_lines, privacy, routing, sampling
 from tasks.categories import Category
 from tasks.errors import LineFault, UsageError
-from tasks.lines import JobLine, Message
+from tasks.lines import JobLine, Message, part_fault
 from tasks.openai_lines import OpenAIBody, OpenAIFormat, OpenAILine
 from tasks.privacy import Reach, Tier, permits, tightest
 from tasks.registry import Registry, nearest
@@ -164,11 +164,9 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Sai
         return
     given = [n for n in ("prompt", "messages", "input") if getattr(line, n) is not None]
     for i, message in enumerate(line.messages or ()):
-        if isinstance(message.content, list) and any(map(_is_image_elsewhere, message.content)):
-            yield (
-                f"messages.{i}.content",
-                "an image is given as a data: URL; an address would be fetched by the server",
-            )
+        parts = message.content if isinstance(message.content, list) else ()
+        if fault := next(filter(None, map(part_fault, parts)), None):
+            yield f"messages.{i}.content", fault
     for name in ("prompt", "input"):
         texts = getattr(line, name) or ()
         if any(not text.strip() for text in ([texts] if isinstance(texts, str) else texts)):
@@ -192,12 +190,6 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Sai
             yield "schema", str(error)
     if line.model is not None:
         yield from _model_faults(line, category, registry, said)
-
-
-def _is_image_elsewhere(part: dict[str, Any]) -> bool:
-    source = part.get("image_url")
-    url = source.get("url") if isinstance(source, dict) else source
-    return part.get("type") == "image_url" and not (isinstance(url, str) and url.startswith("data:"))
 
 
 def _model_faults(line: JobLine, category: Category, registry: Registry, said: Said) -> Any:

@@ -286,6 +286,57 @@ MUCH: dict[str, tuple[Any, set[str]]] = {
 }
 
 
+AT = "http://169.254.0.1/x"
+FETCHED: dict[str, tuple[dict[str, Any], str]] = {
+    "an image": ({"type": "image_url", "image_url": {"url": AT}}, "data: URL"),
+    "an image, as a text": ({"type": "image_url", "image_url": AT}, "data: URL"),
+    "an image on a disk": ({"type": "image_url", "image_url": {"url": "/etc/passwd"}}, "data: URL"),
+    "an image in other letters": ({"type": "image_url", "image_url": {"url": " HTTP://a"}}, "data: URL"),
+    "an image with more": (
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "uri": AT}},
+        "url and detail, nothing else",
+    ),
+    "an input image": ({"type": "input_image", "image_url": AT}, "a part of type input_image is not taken"),
+    "a video": ({"type": "video_url", "video_url": {"url": AT}}, "a part of type video_url is not taken"),
+    "a sound": ({"type": "audio_url", "audio_url": {"url": AT}}, "a part of type audio_url is not taken"),
+    "an image without a type": ({"image_url": AT}, "a part is not taken"),
+    "an image in a text": ({"type": "text", "text": "x", "image_url": AT}, "type and text, nothing else"),
+    "a sound elsewhere": ({"type": "input_audio", "input_audio": {"data": AT, "format": "wav"}}, "is base64"),
+    "a file elsewhere": ({"type": "file", "file": {"file_data": AT}}, "is base64"),
+    "a file of the server's": ({"type": "file", "file": {"file_id": "file-1"}}, "file_data and filename, nothing else"),
+    "a text that is none": ({"type": "text", "text": {"url": AT}}, "has a text"),
+    "a type that is none": ({"type": ["image_url"], "image_url": AT}, "a part is not taken"),
+    "a type that is a prompt": ({"type": "My secret prompt", "image_url": AT}, "a part is not taken"),
+}
+
+
+@pytest.mark.parametrize(("part", "reason"), FETCHED.values(), ids=FETCHED)
+def test_nothing_that_a_server_would_fetch(part: dict[str, Any], reason: str) -> None:
+    """A part of a content names no address: the model server would ask it, from inside the network."""
+    text = {"type": "text", "text": "x"}
+    found = faults({"category": "chat", "messages": [*CHAT, {"role": "user", "content": [text, part]}]})
+    assert set(found) == {"messages.1.content"}
+    assert reason in found["messages.1.content"]
+    assert "secret" not in found["messages.1.content"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}},
+        {"type": "refusal", "refusal": "no"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}},
+        {"type": "image_url", "image_url": "data:image/png;base64,AA=="},
+        {"type": "input_audio", "input_audio": {"data": "//uQ", "format": "mp3"}},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA==", "filename": "a.pdf"}},
+    ],
+)
+def test_parts_with_their_data(part: dict[str, Any]) -> None:
+    """What brings its data along is taken as it is."""
+    messages = [{"role": "user", "content": [part]}]
+    assert body({"category": "chat", "messages": messages})["messages"] == messages
+
+
 @pytest.mark.parametrize(("data", "fields"), MUCH.values(), ids=MUCH)
 def test_many_mistakes_are_few_faults(data: Any, fields: set[str]) -> None:
     """A line that is wrong thousands of times is told so once: its faults cost no more than the line itself."""
