@@ -74,11 +74,12 @@ async def create(
     """Make a batch of an uploaded file; its lines are checked after this has answered."""
     new = await bodies.read(request, NewBatch)
     _check(new)
-    return await asyncio.to_thread(_created, request, caller, new, idempotency_key, caller.said(app=x_offload_app))
+    said, key = caller.said(app=x_offload_app), caller.key(idempotency_key)
+    return await asyncio.to_thread(_created, request, caller, new, said, key)
 
 
-def _created(request: Request, caller: Caller, new: NewBatch, key: str | None, said: Said) -> dict[str, Any]:
-    request.app.state.callers.check_room(caller)
+def _created(request: Request, caller: Caller, new: NewBatch, said: Said, key: str | None) -> dict[str, Any]:
+    request.app.state.callers.check_room(caller, key)
     values: dict[str, Any] = {
         "owner": caller.owner,
         "endpoint": new.endpoint,
@@ -87,7 +88,7 @@ def _created(request: Request, caller: Caller, new: NewBatch, key: str | None, s
         "meta": new.metadata,
         "said": {"tier": said.tier, "app": said.app},
         "tell_at": 0.0 if _pool(request).registry.api.webhooks else None,
-        "request_key": f"{caller.owner}:{key}" if key else None,
+        "request_key": key,
         "request_hash": hashlib.blake2b(orjson.dumps(new.model_dump()), digest_size=16).hexdigest(),
     }
     seen, _ = api_batches.create(_pool(request).db, values, DEFAULT_DEADLINE_S)

@@ -46,6 +46,10 @@ class Caller:
         """What it may see."""
         return Whose(self.owner, everybody=Scope.ADMIN in self.scopes)
 
+    def key(self, said: str | None) -> str | None:
+        """Its idempotency key as the ledger keeps it: another's is another one. said: what the request says."""
+        return f"{self.owner}:{said}" if said else None
+
     def said(self, tier: Tier | None = None, app: str | None = None) -> Said:
         """What holds for all that it submits. tier, app: what the request says."""
         return Said(tier=tightest(self.ceiling, tier), app=app or self.name or None)
@@ -89,9 +93,12 @@ class Callers:
         self._count(caller)
         return caller
 
-    def check_room(self, caller: Caller) -> None:
-        """Raise QueueFull where the caller has as many unfinished jobs as it may have, before its new ones are read."""
-        if caller.most_queued is not None:
+    def check_room(self, caller: Caller, key: str | None = None) -> None:
+        """Raise QueueFull where the caller has as many unfinished jobs as it may have, before its new ones are read.
+
+        key: of its submit, which when it is repeated brings no new ones.
+        """
+        if caller.most_queued is not None and not (key and api_batches.is_used(self._pool.db, key)):
             api_batches.check_room(self._pool.db, caller.owner, caller.most_queued)
 
     def _remembers_open(self) -> bool | None:

@@ -84,14 +84,15 @@ async def create(
     x_offload_app: Annotated[str | None, Header(max_length=64)] = None,
 ) -> dict[str, Any]:
     """Start a fan-out: all of its jobs are submitted, or none."""
-    await asyncio.to_thread(request.app.state.callers.check_room, caller)
+    key = caller.key(idempotency_key)
+    await asyncio.to_thread(request.app.state.callers.check_room, caller, key)
     body = await bodies.read(request, FanOutBody)
     pool: Pool = request.app.state.pool
     faults: list[LineFault] = []
 
     def start() -> fanning.Started:
         said = caller.said(body.privacy, x_offload_app)
-        wanted = _wanted(body, said, caller.owner, idempotency_key)
+        wanted = _wanted(body, said, caller.owner, key)
         return fanning.start(pool, wanted, lambda f: faults.append(f) if len(faults) < MOST_FAULTS else None)
 
     try:
@@ -161,7 +162,7 @@ def _wanted(body: FanOutBody, said: Said, owner: str, key: str | None) -> fannin
         quorum=body.quorum,
         said=Said(None, tuple(body.touches), body.audience, body.security, said.tier, None, said.app),
         name=body.name,
-        key=f"{owner}:{key}" if key else None,
+        key=key,
         priority=body.priority,
         deadline=body.deadline_s,
         owner=owner,

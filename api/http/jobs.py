@@ -61,13 +61,14 @@ async def submit_jobs(
     x_offload_app: Annotated[str | None, Header(max_length=64)] = None,
 ) -> dict[str, Any]:
     """Submit lines of jobs, as `offload submit` reads them: one JSON object a line. All of them, or none."""
-    await asyncio.to_thread(request.app.state.callers.check_room, caller)
+    key = caller.key(idempotency_key)
+    await asyncio.to_thread(request.app.state.callers.check_room, caller, key)
     faults: list[LineFault] = []
     said = caller.said(privacy, x_offload_app)
     asked = Submit(
         said=said if category is None else type(said)(category=category, tier=said.tier, app=said.app),
         name=name,
-        key=f"{caller.owner}:{idempotency_key}" if idempotency_key else None,
+        key=key,
         priority=priority,
         deadline=deadline_s,
         beside=lambda c, batch_id: api_batches.enter_in(c, batch_id, caller.owner, JOBS),

@@ -37,8 +37,8 @@ async def create(
     x_offload_app: Annotated[App | None, Header()] = None,
 ) -> dict[str, Any]:
     """Make a batch of the requests in the body: all of them, or the first fault."""
-    await asyncio.to_thread(request.app.state.callers.check_room, caller)
-    key = f"{caller.owner}:{idempotency_key}" if idempotency_key else None
+    key = caller.key(idempotency_key)
+    await asyncio.to_thread(request.app.state.callers.check_room, caller, key)
     said = caller.said(app=x_offload_app)
     with tempfile.TemporaryFile() as spool:
         async for part in request.stream():

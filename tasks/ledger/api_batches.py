@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, or_, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, insert, or_, select, true, tuple_, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import IntegrityError
 
@@ -330,6 +330,13 @@ def delete_view(db: Database, batch_id: str, file_id: str) -> None:
         query = select(api_batches.c.gone).where(api_batches.c.id == batch_id).with_for_update()
         gone = set(c.execute(query).scalar() or ()) | {file_id}
         c.execute(update(api_batches).where(api_batches.c.id == batch_id).values(gone=sorted(gone)))
+
+
+def is_used(db: Database, key: str) -> bool:
+    """Whether a batch was submitted under an idempotency key."""
+    asked = exists().where(api_batches.c.request_key == key), exists().where(batches.c.idempotency_key == key)
+    with db.read() as c:
+        return bool(c.execute(select(or_(*asked))).scalar())
 
 
 def check_room(db: Database, owner: str, most: int) -> None:

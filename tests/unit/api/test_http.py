@@ -23,18 +23,19 @@ from api.http.fan_outs import FanOutBody
 from api.use_cases import direct as requests
 from api.use_cases.pool import Pool
 from api.use_cases.validating import validate
-from tasks.ledger import endings
+from tasks.ledger import api_keys, endings
+from tasks.ledger.api_keys import Scope
 from tasks.settings import Settings
 from tests.unit.api.test_validating import batch_of
 from workers.backends import Delta
 from workers.direct import Wish
 
 
-def ask(app: FastAPI, path: str) -> httpx.Response:
+def ask(app: FastAPI, path: str, method: str = "GET", **more: Any) -> httpx.Response:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await client.get(path)
+            return await client.request(method, path, **more)
 
     return asyncio.run(run())
 
@@ -74,6 +75,33 @@ def test_only_files_that_are_shown_are_measured(tmp_path: Path) -> None:
         assert found["has_more"]
         assert [file["bytes"] > 0 for file in found["data"]] == [True]
         assert list(app.state.sizes) == [file["id"] for file in found["data"]]
+    finally:
+        pool.db.close()
+
+
+CHAT = {"model": "small", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+SUBMITS: dict[str, dict[str, Any]] = {
+    "/jobs": {"content": b'{"category": "summarize", "prompt": "x"}'},
+    "/v1/batches": {
+        "json": {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    },
+    "/v1/messages/batches": {"json": {"requests": [{"custom_id": "a", "params": CHAT}]}},
+    "/fan-outs": {"json": {"inputs": [{"line": "x"}], "each": "{line}", "merge": "concat"}},
+}
+
+
+@pytest.mark.parametrize(("path", "body"), SUBMITS.items(), ids=SUBMITS)
+def test_a_submit_repeated_by_a_key_that_is_full(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    """A submit whose answer was lost is the same batch again, though that batch is all that its key may have."""
+    pool = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    try:
+        app = create_app(pool)
+        bearer = {"authorization": f"Bearer {api_keys.make(pool.db, 'few', [Scope.SUBMIT, Scope.READ], most_queued=1)}"}
+        made = [ask(app, path, "POST", headers=bearer | {"idempotency-key": "k"}, **body) for _ in range(2)]
+        assert [one.status_code for one in made] == [200, 200], made[1].text
+        assert made[0].json()["id"] == made[1].json()["id"]
+        for new in ({}, {"idempotency-key": "another"}):
+            assert ask(app, path, "POST", headers=bearer | new, **body).status_code == 429
     finally:
         pool.db.close()
 
