@@ -495,7 +495,7 @@ class ApiBatch(SQLModel, table=True):
     model: str | None = None  #: that its first line asks for
     window: str
     meta: dict[str, str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    said: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  #: of all its lines
+    said: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  #: see api_batches
     request_key: str | None = Field(default=None, unique=True)  #: owner and Idempotency-Key
     request_hash: str | None = None
     created_at: float = Field(index=True)

@@ -26,7 +26,7 @@ from workers.direct import Direct
 SIGN_S = 1.0
 #: submits that are loaded at once; further ones wait for these, and nothing else does
 SUBMITS = 4
-#: files and batches whose unchanging figures are remembered
+#: batches whose unchanging figures are remembered
 REMEMBERED = 1_000
 
 V = TypeVar("V")
@@ -81,7 +81,6 @@ def create_app(pool: Pool) -> FastAPI:
     app.state.telling = Telling(pool)
     app.state.metrics = service.Metrics(pool)
     app.state.submits = ThreadPoolExecutor(SUBMITS, "submit")
-    app.state.sizes = Remembered[int]()
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
     for router in (files.router, batches.router, direct.router, jobs.router, fan_outs.router, service.router):

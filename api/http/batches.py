@@ -163,9 +163,10 @@ def _shown(request: Request, seen: Seen) -> dict[str, Any]:
     if views.status(seen) not in views.OVER or seen.row is None:
         return views.batch_object(seen)
     tokens: dict[str, tuple[int, int]] = request.app.state.tokens
-    if seen.api.id not in tokens:  # they never change
-        tokens[seen.api.id] = api_batches.tokens(_pool(request).db, seen.api.id)
-    return views.batch_object(seen, tokens[seen.api.id])
+    counted = tokens.get(seen.api.id)
+    if counted is None:  # they never change
+        counted = tokens[seen.api.id] = api_batches.tokens(_pool(request).db, seen.api.id)
+    return views.batch_object(seen, counted)
 
 
 def _pool(request: Request) -> Pool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response, StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.callers import Caller, needs
 from api.http.errors import ApiError, not_found
@@ -76,9 +79,10 @@ def list_files(
         if at is None:
             raise ApiError(400, "after names no file of this list.", code="invalid_value", param="after")
         found = found[at + 1 :]
-    for file, seen in found[:limit]:
-        if seen is not None:
-            file["bytes"] = _size(request, seen, file["id"])
+    shown = [(seen, file["id"]) for file, seen in found[:limit] if seen is not None]
+    sizes = _sizes(request, shown)
+    for file, _ in found[:limit]:
+        file["bytes"] = sizes.get(file["id"], file["bytes"])
     return listed([file for file, _ in found], limit)
 
 
@@ -99,7 +103,7 @@ def _listed(request: Request, caller: Caller, purpose: str | None) -> Iterator[t
 def retrieve(request: Request, caller: Reader, file_id: str) -> dict[str, Any]:
     """One file."""
     if seen := _view(request, caller, file_id):
-        return views.result_file(file_id, seen, _size(request, seen, file_id))
+        return views.result_file(file_id, seen, _sizes(request, [(seen, file_id)])[file_id])
     row = api_batches.file(_pool(request).db, file_id, caller.whose)
     if row is None:
         raise not_found("File object", file_id)
@@ -173,12 +177,19 @@ def listed(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     }
 
 
-def _size(request: Request, seen: Seen, file_id: str) -> int:
-    """Bytes of a batch's file; they never change, and are counted once."""
-    sizes: dict[str, int] = request.app.state.sizes
-    if file_id not in sizes:
-        sizes[file_id] = sum(map(len, lines(request, seen, file_id)))
-    return sizes[file_id]
+def _sizes(request: Request, wanted: Iterable[tuple[Seen, str]]) -> dict[str, int]:
+    """Bytes of batches' files; they are counted once, and then in the ledger."""
+    found: dict[str, int] = {}
+    counted: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for seen, file_id in wanted:
+        size = api_batches.size(seen, file_id)
+        if size is None:
+            size = counted[seen.api.id][file_id] = sum(map(len, lines(request, seen, file_id)))
+        found[file_id] = size
+    if counted:
+        with suppress(SQLAlchemyError):  # whoever asks next counts them again
+            api_batches.keep_sizes(_pool(request).db, counted)
+    return found
 
 
 def _pool(request: Request) -> Pool:

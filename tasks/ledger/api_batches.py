@@ -4,6 +4,7 @@
          ├───────► failed         its lines have faults, which are kept
          └───────► cancelled      before anything of it was loaded
 
+`said` is what was said of all its lines: tier, app; and of a batch that has ended SIZES, the bytes of its files.
 A batch is its owner's: the key's under which it was submitted, or everybody's where the API is open.
 """
 
@@ -25,6 +26,8 @@ from tasks.ledger.submit import new_batch_id
 from tasks.states import BatchState
 from tasks.tables import ApiBatch, ApiFile, ApiKey, Batch, Job
 
+#: file id -> bytes, once they were counted
+SIZES = "sizes"
 #: batches that `deliveries` looks at
 LOOKED_AT = 1_000
 
@@ -337,6 +340,22 @@ def is_used(db: Database, key: str) -> bool:
     asked = exists().where(api_batches.c.request_key == key), exists().where(batches.c.idempotency_key == key)
     with db.read() as c:
         return bool(c.execute(select(or_(*asked))).scalar())
+
+
+def size(seen: Seen, file_id: str) -> int | None:
+    """Bytes of one of its files, which never change; None where they were not counted yet."""
+    found: int | None = seen.api.said.get(SIZES, {}).get(file_id)
+    return found
+
+
+@retried
+def keep_sizes(db: Database, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Note the bytes of files that were counted. sizes: batch -> file -> bytes."""
+    with db.write(durable=False) as c:
+        query = select(api_batches.c.id, api_batches.c.said).where(api_batches.c.id.in_(list(sizes)))
+        for batch_id, said in c.execute(query.order_by(api_batches.c.id).with_for_update()).all():
+            counted = {SIZES: said.get(SIZES, {}) | sizes[batch_id]}
+            c.execute(update(api_batches).where(api_batches.c.id == batch_id).values(said=said | counted))
 
 
 def check_room(db: Database, owner: str, most: int) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.requests import ClientDisconnect
 
-from api.http import bodies, direct, errors
+from api.http import bodies, direct, errors, files
 from api.http.app import create_app
 from api.http.batches import NewBatch
 from api.http.fan_outs import FanOutBody
@@ -24,6 +24,7 @@ from api.use_cases import direct as requests
 from api.use_cases.pool import Pool
 from api.use_cases.validating import validate
 from tasks.ledger import api_keys, endings
+from tasks.ledger.api_batches import Seen
 from tasks.ledger.api_keys import Scope
 from tasks.settings import Settings
 from tests.unit.api.test_validating import batch_of
@@ -62,8 +63,16 @@ def test_errors_of_the_ledger(error: Exception, status: int) -> None:
     assert "error" in found.json()
 
 
-def test_only_files_that_are_shown_are_measured(tmp_path: Path) -> None:
-    """A page of a list counts the bytes of its own files of results, not of all there are."""
+def test_only_files_that_are_shown_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a list counts the bytes of its own files of results, not of all there are, and each only once."""
+    counted: list[str] = []
+
+    def lines(request: Request, seen: Seen, file_id: str) -> Any:
+        counted.append(file_id)
+        return real(request, seen, file_id)
+
+    real = files.lines
+    monkeypatch.setattr(files, "lines", lines)
     pool = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
     try:
         for _ in range(3):
@@ -74,7 +83,13 @@ def test_only_files_that_are_shown_are_measured(tmp_path: Path) -> None:
         found = ask(app, "/v1/files?purpose=batch_output&limit=1").json()
         assert found["has_more"]
         assert [file["bytes"] > 0 for file in found["data"]] == [True]
-        assert list(app.state.sizes) == [file["id"] for file in found["data"]]
+        assert counted == [file["id"] for file in found["data"]]
+        again = ask(create_app(pool), "/v1/files?purpose=batch_output&limit=1").json()
+        assert again == found
+        assert ask(app, f"/v1/files/{counted[0]}").json() == found["data"][0]
+        assert len(counted) == 1
+        content = ask(app, f"/v1/files/{counted[0]}/content").content
+        assert len(content) == found["data"][0]["bytes"]
     finally:
         pool.db.close()
 
