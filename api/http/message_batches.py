@@ -65,7 +65,7 @@ def list_batches(
     if found is None:
         raise ApiError(400, f"{'before_id' if before else 'after_id'}: names no batch of this list")
     page = found[-limit:] if before else found[:limit]
-    data = [_shown(request, seen) for seen in page]
+    data = [views.batch_object(seen) for seen in page]
     ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
     return {"data": data, "has_more": len(found) > limit, **ends}
 
@@ -83,7 +83,7 @@ def _cursor(name: str, value: str | None) -> str | None:
 @router.get("/{message_batch_id}")
 def retrieve(request: Request, caller: Reader, message_batch_id: str) -> dict[str, Any]:
     """One batch."""
-    return _shown(request, _find(request, caller, message_batch_id))
+    return views.batch_object(_find(request, caller, message_batch_id))
 
 
 @router.post("/{message_batch_id}/cancel")
@@ -93,7 +93,7 @@ def cancel(request: Request, caller: Submitter, message_batch_id: str) -> dict[s
     if not views.is_over(seen):
         api_batches.ask_to_cancel(pool.db, seen.api.id)
         endings.cancel(pool.db, seen.api.id)
-    return _shown(request, _find(request, caller, message_batch_id))
+    return views.batch_object(_find(request, caller, message_batch_id))
 
 
 @router.delete("/{message_batch_id}")
@@ -127,10 +127,6 @@ def _find(request: Request, caller: Caller, message_batch_id: str) -> Seen:
     if seen is None or seen.row is None or seen.api.endpoint != views.ENDPOINT:
         raise not_found("message batch", message_batch_id)
     return seen
-
-
-def _shown(request: Request, seen: Seen) -> dict[str, Any]:
-    return views.batch_object(seen, str(request.base_url).rstrip("/"))
 
 
 def _pool(request: Request) -> Pool:

@@ -107,8 +107,12 @@ def is_over(seen: Seen) -> bool:
     return seen.row is not None and seen.row.state in (BatchState.FINISHED, BatchState.CANCELLED)
 
 
-def batch_object(seen: Seen, base_url: str) -> Object:
-    """A batch that was loaded. base_url: of this server, without a slash at its end."""
+def batch_object(seen: Seen) -> Object:
+    """A batch that was loaded.
+
+    Its results_url is a path, which the official clients join with the address they were given: what reached this
+    server may be a proxy's plain HTTP, and to another address they would send their key as well.
+    """
     api, row = seen.api, seen.row
     assert row is not None
     over, cancelling = is_over(seen), api.cancelling_at or row.cancelled_at
@@ -130,7 +134,7 @@ def batch_object(seen: Seen, base_url: str) -> Object:
         "ended_at": _moment(row.finished_at) if over else None,
         "cancel_initiated_at": _moment(cancelling),
         "archived_at": None,
-        "results_url": f"{base_url}/v1/messages/batches/{id_}/results" if over else None,
+        "results_url": f"/v1/messages/batches/{id_}/results" if over else None,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2  # what anthropic speaks
 import pytest
 from fastapi import FastAPI, Request
 from pydantic import ValidationError, field_validator
@@ -119,6 +120,44 @@ def test_a_submit_repeated_by_a_key_that_is_full(tmp_path: Path, path: str, body
             assert ask(app, path, "POST", headers=bearer | new, **body).status_code == 429
     finally:
         pool.db.close()
+
+
+class TlsProxy(httpx2.AsyncBaseTransport):
+    """https://pool.example/offload, in front of an application that knows neither its name nor its folder."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.asked: list[str] = []
+        self._app = httpx2.ASGITransport(app)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.asked.append(str(request.url))
+        path = request.url.raw_path.removeprefix(b"/offload")
+        request.url = request.url.copy_with(scheme="http", host="10.0.0.7", port=8484, raw_path=path)
+        request.headers["host"] = "10.0.0.7:8484"
+        return await self._app.handle_async_request(request)
+
+
+@pytest.mark.slow
+def test_results_behind_a_proxy(tmp_path: Path) -> None:
+    """Anthropic's own client fetches results from the address that it was given, and sends its key nowhere else."""
+    import anthropic  # only here: it takes seconds
+
+    pool = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    proxy = TlsProxy(create_app(pool))
+
+    async def run(key: str) -> list[Any]:
+        web = httpx2.AsyncClient(transport=proxy)
+        async with anthropic.AsyncAnthropic(base_url="https://pool.example/offload", api_key=key, http_client=web) as c:
+            made = await c.messages.batches.create(requests=[{"custom_id": "a", "params": CHAT}])  # type: ignore[typeddict-item]
+            await c.messages.batches.cancel(made.id)
+            return [line.result.type async for line in await c.messages.batches.results(made.id)]
+
+    try:
+        assert asyncio.run(run(api_keys.make(pool.db, "mine", [Scope.SUBMIT, Scope.READ]))) == ["canceled"]
+    finally:
+        pool.db.close()
+    assert proxy.asked[-1].endswith("/results")
+    assert all(url.startswith("https://pool.example/offload/v1/messages/batches") for url in proxy.asked)
 
 
 MANY = 5_000
