@@ -266,9 +266,18 @@ def _open(db: Database, batch_id: str, total: int, beside: Callable[[Connection]
         opened = c.execute(_still_loading(batch_id, total).values(state=BatchState.OPEN, opened_at=now, touched_at=now))
         if opened.rowcount != 1:
             raise GivenUp(SILENT)
-        note_unsent(c, now, jobs.c.batch_id == batch_id, jobs.c.state == JobState.REFUSED)
+        _note_refused(c, batch_id, now)
         close_batches(c, [batch_id], now)
         beside(c)
+
+
+def _note_refused(c: Connection, batch_id: str, now: float) -> None:
+    """COMMIT_JOBS a statement, for PostgreSQL ends one that takes long; all of them are of one commit."""
+    refused = jobs.c.batch_id == batch_id, jobs.c.state == JobState.REFUSED
+    lines = sorted(c.execute(select(jobs.c.line).where(*refused)).scalars())
+    for start in range(0, len(lines), COMMIT_JOBS):
+        some = lines[start : start + COMMIT_JOBS]
+        note_unsent(c, now, *refused, jobs.c.line.between(some[0], some[-1]))
 
 
 def _still_loading(batch_id: str, total: int) -> Update:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert
 
 from scheduler import rollups as service
 from tasks.auditing import Opinion
@@ -17,7 +18,7 @@ from tasks.states import JobState
 from tasks.tables import Audit, CallRow, RolledHour, Rollup
 from tests.unit.databases import ClockedDatabase
 from tests.unit.hours import FIGURES, FIXED, QUICK, live
-from tests.unit.ledgers import Ledger, outcome
+from tests.unit.ledgers import Ledger, new_jobs, outcome
 
 calls = CallRow.__table__  # type: ignore[attr-defined]
 audit_rows = Audit.__table__  # type: ignore[attr-defined]
@@ -139,6 +140,26 @@ def test_refused_jobs_are_counted_without_a_call(ledger: Ledger) -> None:
     service.sum_due(ledger.db)
     (row,) = ledger.all(Rollup)
     assert (row.calls, row.jobs_refused, row.decision) == (0, 2, "refuse")
+
+
+def test_refusals_are_noted_some_at_a_time_in_one_commit(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement writes more of them than its bound, each is there once, and before the commit that opens is none."""
+    monkeypatch.setattr(submit, "COMMIT_JOBS", 4)
+    batch_id, _ = submit.begin(ledger.db, name=None)
+    route = Route("small", state=JobState.REFUSED)
+    lines = [replace(job, route=route) if job.line % 5 else job for job in new_jobs(12)]
+    submit.add(ledger.db, batch_id, lines)
+    written: list[Any] = []
+
+    def note(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO calls"):
+            written.append(cursor.rowcount)
+
+    event.listen(ledger.db.engine, "after_cursor_execute", note)
+    event.listen(ledger.db.engine, "commit", lambda _: written.append("commit"))
+    submit.open_batch(ledger.db, batch_id, 12)
+    assert written == [4, 4, 2, "commit"]
+    assert sorted(row.job_id for row in ledger.calls()) == [j.id for j in ledger.jobs(batch_id) if j.line % 5]
 
 
 def test_a_job_that_could_not_be_sent_is_counted(ledger: Ledger) -> None:
