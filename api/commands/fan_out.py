@@ -189,13 +189,14 @@ def status(fan_out_id: str, as_json: bool) -> None:
 @click.argument("fan_out_id", metavar="ID")
 @click.option("-o", "--output", metavar="OUT", help="Where the result goes (default: stdout).")
 @click.option("--timeout", type=Seconds(), metavar="S", help="Exit 4 after so many seconds.")
-def result(fan_out_id: str, output: str | None, timeout: float | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the result in it.")
+def result(fan_out_id: str, output: str | None, timeout: float | None, as_json: bool) -> None:
     """Wait for fan-out ID and print its result."""
     check_writable(output)
     pool = Pool()
     fan_outs.one(pool.db, fan_out_id)
     with GoingOn(fan_out_id, "fan-out", "offload fan-out status {0}", "offload fan-out status {0}"):
-        sys.exit(_wait(pool, fan_out_id, timeout, output, as_json=False))
+        sys.exit(_wait(pool, fan_out_id, timeout, output, as_json))
 
 
 def _check_lengths(name: str | None, key: str | None) -> None:

@@ -71,9 +71,14 @@ def list_(as_json: bool) -> None:
 
 @keys.command()
 @click.argument("which", metavar="NAME")
-def revoke(which: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def revoke(which: str, as_json: bool) -> None:
     """Revoke the key called NAME, or with that id or those first characters; it works for some seconds more."""
-    say(f"{api_keys.revoke(Pool().db, which)} is revoked")
+    name = api_keys.revoke(Pool().db, which)
+    if as_json:
+        print_json({"revoked": name})
+    else:
+        say(f"{name} is revoked")
 
 
 def _limits(row: object) -> str:

@@ -289,6 +289,7 @@ def test_nobody_needs_to_wait(pool: TestPool, folder: Path) -> None:
     eventually(lambda: fan_outs.one(pool.db, id_).state == Stage.DONE, "beat merges")
     fetched: Ran = pool.cli("fan-out", "result", id_)
     assert (fetched.code, "simulated" in fetched.text) == (0, True)
+    assert pool.cli("fan-out", "result", id_, "--json").json["result"] == fetched.text
     unknown = pool.cli("fan-out", "status", "fan_nothing")
     assert (unknown.code, "there is no fan-out 'fan_nothing'" in unknown.stderr) == (5, True)
 

@@ -136,3 +136,9 @@ def test_a_running_pool_says_where_its_redis_is(tmp_path: Path) -> None:
     settings.pool_file.write_text('{"redis_url": "redis://127.0.0.1:7/0"}')
     assert settings.broker_url() == "redis://127.0.0.1:7/0"
     assert settings.ledger() == tmp_path / "ledger.db"
+
+
+def test_every_variable_is_in_the_readme() -> None:
+    """Whoever looks for one finds all of them there."""
+    said = (Path(__file__).parents[3] / "README.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    assert [name for name in Settings.model_fields if f"`OFFLOAD_{name.upper()}`" not in said] == []
