@@ -150,14 +150,14 @@ def test_what_a_dead_worker_had_received_keeps_no_role_out(server: RedisOfRoles,
         held = json.dumps([{"body": "", "headers": {}, "properties": {"delivery_tag": queue}}, "", queue])
         server.client.hset("unacked", queue, held)
         server.client.zadd("unacked_index", {queue: time.time() - 2_000})
-    app, hub = make_app(server.of(role)), Hub()
+    app, hub = make_app(server.of(role)), Hub()  # type: ignore[no-untyped-call]  # kombu has no types
     try:
         with app.connection_for_read() as connection:
             assert connection.default_channel
             connection.transport.register_with_event_loop(connection.connection, hub)
         assert server.refused() == []
     finally:
-        hub.close()
+        hub.close()  # type: ignore[no-untyped-call]
         server.client.delete("unacked", "unacked_index", "unacked_mutex")
         server.client.acl_log_reset()
 
