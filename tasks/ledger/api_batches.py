@@ -288,17 +288,21 @@ def validating(db: Database) -> list[str]:
 
 
 def loaded_in(c: Connection, now: float, batch_id: str, model: str | None) -> None:
-    """Its jobs are in the ledger with this commit. model: its first line's.
+    """Its jobs are in the ledger with this commit, cancelled if that was asked meanwhile. model: its first line's.
 
     Raises Conflict where it has failed or was cancelled meanwhile, QueueFull where its owner may not have so many
     unfinished jobs: then nothing of it may be opened.
     """
     mine = api_batches.c.id == batch_id, api_batches.c.state == Phase.VALIDATING
     values = {"state": Phase.LOADED, "loaded_at": now, "model": model}
-    owner = c.execute(update(api_batches).where(*mine).values(**values).returning(api_batches.c.owner)).scalar()
-    if owner is None:
+    told = api_batches.c.owner, api_batches.c.cancelling_at
+    row = c.execute(update(api_batches).where(*mine).values(**values).returning(*told)).first()
+    if row is None:
         raise Conflict(f"batch {batch_id} is not to be loaded any more")
-    _check_room_in(c, owner)
+    _check_room_in(c, row.owner)
+    if row.cancelling_at is not None:  # whoever loads it may die before it can cancel it: then the sweep does
+        still = batches.c.id == batch_id, batches.c.state == BatchState.OPEN
+        c.execute(update(batches).where(*still).values(cancelled_at=now))
 
 
 @retried

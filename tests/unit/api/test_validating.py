@@ -15,7 +15,7 @@ from api.use_cases import uploads
 from api.use_cases.pool import Pool
 from api.use_cases.validating import validate
 from tasks.errors import Conflict, QueueFull
-from tasks.ledger import api_batches, api_keys, submit
+from tasks.ledger import api_batches, api_keys, endings, submit, sweeping
 from tasks.ledger.api_batches import Whose
 from tasks.ledger.api_keys import Scope
 from tasks.settings import Settings
@@ -101,6 +101,33 @@ def test_batches_of_a_key_opened_at_once(ledger: Ledger, pool: Pool) -> None:
     made = [batch_of(pool, 2, owner) for _ in range(4)]
     at_once(*(partial(validate, pool, one) for one in made))
     assert sorted(state(pool, one) for one in made) == ["failed", "failed", "loaded", "loaded"]
+
+
+class Dies(BaseException):
+    """The process ends here."""
+
+
+def test_a_cancel_while_it_is_loaded(ledger: Ledger, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel that was acknowledged while lines were loaded holds, though the API dies as soon as they are."""
+    batch_id = batch_of(pool, 3)
+    load = submit.add
+
+    def add(*given: Any) -> int:
+        added = load(*given)
+        api_batches.ask_to_cancel(pool.db, batch_id)
+        return added
+
+    def die(*given: Any) -> None:
+        raise Dies
+
+    monkeypatch.setattr(submit, "add", add)
+    monkeypatch.setattr(endings, "cancel", die)
+    with pytest.raises(Dies):
+        validate(pool, batch_id)
+    assert state(pool, batch_id) == "loaded"
+    sweeping.expire_batches(pool.db)
+    assert [job.state for job in ledger.jobs(batch_id)] == ["cancelled"] * 3
+    assert ledger.batch(batch_id).state == "cancelled"
 
 
 def test_a_file_is_not_deleted_under_its_batch(ledger: Ledger, pool: Pool) -> None:
