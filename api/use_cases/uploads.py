@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,8 @@ MOST_BYTES = 200 * 1024 * 1024
 LIVES_S, SHORTEST_S, LONGEST_S = 30 * 86_400, 3_600, 2_592_000
 #: bytes of a first line that are looked at
 LOOKED_AT = 16 * 1024 * 1024
+#: seconds without a change after which content that the ledger does not know is nobody's: an upload takes less
+STRAY_S = 3_600.0
 
 
 def path_of(pool: Pool, file_id: str) -> Path:
@@ -72,9 +75,28 @@ def drop(pool: Pool, file_id: str) -> None:
 
 
 def drop_expired(pool: Pool) -> int:
-    """Delete the files whose time is over; how many."""
+    """Delete the files whose time is over; how many. What died uploads and deletions left goes with them."""
     found = api_batches.expired_files(pool.db)
     for file_id in found:
         with suppress(OSError, Conflict):
             drop(pool, file_id)
+    _drop_stray(pool)
     return len(found)
+
+
+def _drop_stray(pool: Pool) -> None:
+    """Delete content that has no row: the process was killed before that was written, or after it was deleted."""
+    old = [path for path in (pool.settings.home / FILES).glob("file-*") if _age_s(path) > STRAY_S]
+    known = api_batches.file_ids(pool.db) if old else set()
+    for path in old:
+        if path.name not in known:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since it was last written; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -143,3 +145,18 @@ def test_a_file_is_not_deleted_under_its_batch(ledger: Ledger, pool: Pool) -> No
     assert not uploads.path_of(pool, file_id).exists()
     assert state(pool, batch_id) == "loaded"
     assert len(ledger.jobs(batch_id)) == 2
+
+
+def test_content_that_nobody_has(ledger: Ledger, pool: Pool) -> None:
+    """What a killed upload or deletion left is deleted once it is old; files there are, and uploads under way, stay."""
+    kept = [uploads.keep(pool, io.BytesIO(b"{}"), "a.jsonl", "").id for _ in range(2)]
+    left = ["file-unwritten", f"file-cut{uploads.PARTIAL}"]
+    for name in left:
+        uploads.path_of(pool, name).write_bytes(b"{}")
+    under_way = uploads.path_of(pool, f"file-young{uploads.PARTIAL}")
+    under_way.write_bytes(b"{}")
+    for name in (kept[0], *left):
+        os.utime(uploads.path_of(pool, name), times=(0, time.time() - uploads.STRAY_S - 60))
+    assert uploads.drop_expired(pool) == 0
+    there = {path.name for path in under_way.parent.iterdir()}
+    assert there == {*kept, under_way.name}
