@@ -6,15 +6,19 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 from api.use_cases import openai_texts as texts
+from api.use_cases.batch_checks import MOST_LINES
 from api.use_cases.pool import Pool
+from api.use_cases.submitting import read_lines
 from tasks.errors import Conflict, UsageError
 from tasks.ledger import api_batches
+from tasks.schemas import MAX_LINE_BYTES
 
 #: the folder in OFFLOAD_HOME, and what ends the name of a file that is still written
 FILES, PARTIAL = "files", ".partial"
@@ -22,8 +26,6 @@ FILES, PARTIAL = "files", ".partial"
 MOST_BYTES = 200 * 1024 * 1024
 #: seconds a file is kept: unless asked otherwise, and what may be asked
 LIVES_S, SHORTEST_S, LONGEST_S = 30 * 86_400, 3_600, 2_592_000
-#: bytes of a first line that are looked at
-LOOKED_AT = 16 * 1024 * 1024
 #: seconds without a change after which content that the ledger does not know is nobody's: an upload takes less
 STRAY_S = 3_600.0
 
@@ -34,7 +36,7 @@ def path_of(pool: Pool, file_id: str) -> Path:
 
 
 def keep(pool: Pool, source: BinaryIO, filename: str, owner: str, lives_s: float = LIVES_S) -> Any:
-    """Keep an uploaded file; its row. Raises UsageError for one that is no JSONL at all; single lines are not read."""
+    """Keep an uploaded file; its row. Raises UsageError for one of which no line is JSON."""
     if not filename.lower().endswith(".jsonl"):
         raise UsageError(texts.NOT_JSONL)
     file_id = api_batches.new_file_id()
@@ -57,15 +59,22 @@ def keep(pool: Pool, source: BinaryIO, filename: str, owner: str, lives_s: float
 
 
 def _check(path: Path) -> None:
-    """Whether its first line is JSON."""
+    """Whether any line that a batch would read is JSON; what is wrong with others is told of the batch."""
+    words = texts.EMPTY
     with path.open("rb") as file:
-        while raw := file.readline(LOOKED_AT):
-            if raw.strip():
-                break
+        for _, raw in islice(read_lines(file), MOST_LINES):
+            if len(raw) <= MAX_LINE_BYTES and _is_json(raw):
+                return
+            words = texts.NOT_JSONL
+    raise UsageError(words)
+
+
+def _is_json(raw: bytes) -> bool:
     try:
-        orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+        orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise UsageError(texts.NOT_JSONL if raw.strip() else texts.EMPTY) from None
+        return False
+    return True
 
 
 def drop(pool: Pool, file_id: str) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import orjson
 import pytest
 
+from api.use_cases import openai_texts as texts
 from api.use_cases import uploads
 from api.use_cases.pool import Pool
 from api.use_cases.validating import validate
-from tasks.errors import Conflict, QueueFull
+from tasks.errors import Conflict, QueueFull, UsageError
 from tasks.ledger import api_batches, api_keys, endings, submit, sweeping
 from tasks.ledger.api_batches import Whose
 from tasks.ledger.api_keys import Scope
@@ -46,11 +47,11 @@ def pool(ledger: Ledger, tmp_path: Path) -> Pool:
     return made
 
 
-def batch_of(pool: Pool, n: int, owner: str = "") -> str:
-    """A batch of a file of n lines, which is to be validated."""
+def batch_of(pool: Pool, n: int, owner: str = "", before: bytes = b"") -> str:
+    """A batch of a file of n lines, which is to be validated. before: what the file begins with."""
     body = {"model": "small", "messages": [{"role": "user", "content": "A note."}]}
     line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
-    content = b"\n".join(orjson.dumps({"custom_id": f"line-{i}", **line}) for i in range(n))
+    content = before + b"\n".join(orjson.dumps({"custom_id": f"line-{i}", **line}) for i in range(n))
     file = uploads.keep(pool, io.BytesIO(content), "a.jsonl", owner)
     values: dict[str, Any] = {"owner": owner, "endpoint": "/v1/chat/completions", "input_file_id": file.id}
     seen, _ = api_batches.create(pool.db, {**values, "window": "24h", "said": {}}, 3600.0)
@@ -160,3 +161,15 @@ def test_content_that_nobody_has(ledger: Ledger, pool: Pool) -> None:
     assert uploads.drop_expired(pool) == 0
     there = {path.name for path in under_way.parent.iterdir()}
     assert there == {*kept, under_way.name}
+
+
+def test_a_first_line_that_is_no_json(ledger: Ledger, pool: Pool) -> None:
+    """A file is refused when none of its lines is JSON; a single line that is not is a fault of its batch."""
+    batch_id = batch_of(pool, 2, before=b"\n{nonsense\n")
+    validate(pool, batch_id)
+    seen = api_batches.seen(pool.db, batch_id, Whose(everybody=True))
+    assert seen is not None
+    assert [(error["code"], error["line"]) for error in seen.api.errors] == [("invalid_json_line", 2)]
+    for content, words in ((b"\n{nonsense\n{\xff\n", texts.NOT_JSONL), (b"\n \n", texts.EMPTY)):
+        with pytest.raises(UsageError, match=words):
+            uploads.keep(pool, io.BytesIO(content), "a.jsonl", "")
