@@ -36,7 +36,8 @@ def test_twenty_thousand_jobs_end_exactly_once_in_flat_memory_with_one_load_a_mo
     tmp_path: Path, simulator: BackgroundSimulator
 ) -> None:
     """Every id once, memory within 1.1 of that after 2,000 jobs, and as many model loads as distinct models."""
-    with running(tmp_path, simulated(simulator.url, in_flight=128), hurry=1, fresh=True) as pool:
+    # a turn of two minutes: on a busy machine, too, a class is empty before another's oldest job has waited that long
+    with running(tmp_path, simulated(simulator.url, in_flight=128), hurry=0.5, fresh=True) as pool:
         pool.beat()
         worker = psutil.Process(pool.worker().pid)
         pool.finished(submit(pool, SMALL), within_s=300)
