@@ -23,7 +23,8 @@ def cancel(batch_id: str, as_json: bool) -> None:
     if reading.batch(pool.db, batch_id).state == BatchState.LOADING:
         raise PoolError("the batch is being submitted; interrupt that submit, and nothing of it stays")
     stopped = endings.cancel(pool.db, batch_id)
-    dependents = control.cancel_dependents(pool.db)
+    control.cancel_dependents(pool.db)
+    dependents = control.cancelled_with(pool.db, batch_id)
     row = reading.batch(pool.db, batch_id)
     if as_json:
         print_json({"id": batch_id, "state": row.state, "cancelled": stopped, "dependents": sorted(dependents)})

@@ -118,6 +118,33 @@ def cancel_dependents(db: Database) -> dict[str, int]:
         done |= {batch_id: cancel(db, batch_id) for batch_id in found}
 
 
+def cancelled_with(db: Database, batch_id: str) -> dict[str, int]:
+    """What was cancelled because it needs a cancelled batch, directly or not, beat's doing too: batch -> jobs of it.
+
+    Call it after `cancel_dependents`; what another has begun to cancel is cancelled here to its end.
+    """
+    needed = batches.alias("needed")
+    query = (
+        select(batches.c.id)
+        .join(dependencies, dependencies.c.batch_id == batches.c.id)
+        .join(needed, needed.c.id == dependencies.c.needs)
+        .where(batches.c.cancelled_at.is_not(None), needed.c.cancelled_at.is_not(None))
+        .order_by(batches.c.id)
+        .distinct()
+    )
+    found: dict[str, int] = {}
+    next_ones = [batch_id]
+    while next_ones:
+        with db.read() as c:
+            ids = c.execute(query.where(needed.c.id.in_(next_ones))).scalars().all()
+        next_ones = [one for one in ids if one not in found]
+        for one in next_ones:
+            cancel(db, one)
+            with db.read() as c:
+                found[one] = c.execute(select(batches.c.cancelled).where(batches.c.id == one)).scalar_one()
+    return found
+
+
 # --- retries ---------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from api.embedded import discover
 from api.embedded.supervisor import READERS, Role, Supervisor, _secrets
@@ -59,11 +60,12 @@ def test_a_server_that_comes_later_is_told_to_all_roles(alone: Supervisor, monke
     assert "11434" in json.loads(alone.settings.pool_file.read_bytes())["servers"]
 
 
-def test_a_typo_does_not_end_the_pool(alone: Supervisor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_typo_does_not_end_the_pool(alone: Supervisor) -> None:
     """What is wrong in offload.yaml is said, with its line, and looked at again later."""
     (alone.settings.home / "offload.yaml").write_text("retention: {calls_dais: 30}\n")
-    alone._look_again()
-    assert "offload.yaml:1" in capsys.readouterr().out
+    with capture_logs() as logs:
+        alone._look_again()
+    assert ["offload.yaml:1" in line.get("fault", "") for line in logs] == [True]
     assert alone.roles == [role for role in alone.roles if not role.asked_to_stop]
 
 

@@ -129,11 +129,24 @@ def test_what_needs_a_cancelled_batch_is_cancelled(ledger: Ledger) -> None:
     ledger.worker()
     assert ledger.fill() == 1
     assert control.cancel_dependents(ledger.db) == {second: 2, third: 2}
+    assert control.cancelled_with(ledger.db, first) == {second: 2, third: 2}
     assert ledger.batch(third).state == "cancelled"
     assert {job.error_message for job in ledger.jobs(third)} == {f"batch {second}, which it depends on, was cancelled"}
     assert {job.error_message for job in ledger.jobs(first)} == {"the batch was cancelled"}
     assert ledger.states(other) == {"dispatched": 1}
     assert control.cancel_dependents(ledger.db) == {}
+
+
+def test_who_cancels_is_told_what_another_cancelled_with_it(ledger: Ledger) -> None:
+    """Dependents that a sweep reached first are named as well, done to their end; those of other batches are not."""
+    first, ended, other = ledger.submit(1), ledger.submit(1), ledger.submit(1)
+    second, third = ledger.submit(2, needs=[first]), ledger.submit(1, needs=[other])
+    endings.cancel(ledger.db, other)
+    endings.cancel(ledger.db, first)
+    control.cancel_dependents(ledger.db)
+    assert control.cancelled_with(ledger.db, first) == {second: 2}
+    assert control.cancelled_with(ledger.db, other) == {third: 1}
+    assert control.cancelled_with(ledger.db, ended) == {}
 
 
 def test_only_batches_that_are_there_are_needed(ledger: Ledger) -> None:
