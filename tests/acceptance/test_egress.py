@@ -223,7 +223,7 @@ def test_a_name_that_leads_out_of_reach_leads_nowhere(tmp_path: Path) -> None:
         pool.start("worker", "--provider", "near", "--node", "here")
         batch = pool.submit([{"category": "summarize", "prompt": "canary"}], deadline=3.0)
         assert pool.finished(batch)[0]["state"] == "expired"
-        assert "beyond the reach" in pool.cli("doctor").text
+        eventually(lambda: "beyond the reach" in pool.cli("doctor").text, "doctor says why")
     assert tap.connections == 0
     tap.close()
 

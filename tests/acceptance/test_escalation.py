@@ -143,9 +143,9 @@ def test_a_clouds_key_is_checked_without_spending(pool: TestPool, cloud: Backgro
     """doctor says that a key is good, or is not, and the cloud has generated nothing for it."""
     before = cloud.stats()["requests"]
     pool.environment["ANTHROPIC_API_KEY"] = "cloud-key"
-    assert "ok      provider claude: anthropic at" in pool.cli("doctor").text
+    eventually(lambda: "ok      provider claude: anthropic at" in pool.cli("doctor").text, "it is good")
     pool.environment["ANTHROPIC_API_KEY"] = "wrong"
-    assert "BROKEN  provider claude: claude answered 401" in pool.cli("doctor").text
+    eventually(lambda: "BROKEN  provider claude: claude answered 401" in pool.cli("doctor").text, "it is not")
     del pool.environment["ANTHROPIC_API_KEY"]
     assert "by its worker's word" in pool.cli("doctor").text
     assert cloud.stats()["requests"] == before

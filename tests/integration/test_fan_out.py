@@ -87,6 +87,11 @@ def shown(pool: TestPool, id_: str) -> Any:
     return pool.cli("fan-out", "status", id_, "--json").json
 
 
+def submitted(pool: TestPool) -> set[str]:
+    """The batches that somebody submitted."""
+    return {row.id for row in reading.recent_batches(pool.db, 1_000)}
+
+
 def leaves(nodes: list[dict[str, Any]]) -> list[str]:
     """The inputs' lines in a tree, from left to right."""
     return [name for n in nodes for name in (leaves(n["parts"]) if "parts" in n else [n["name"]])]
@@ -239,10 +244,10 @@ def test_bad_input_is_no_fan_out(pool: TestPool, folder: Path, arguments: tuple[
     """Exit 2, with what is wrong; not one job is there."""
     notes(folder, a_md="A note.", agents_yaml="agents: [{nam: x}]\n")
     (folder / "bad.bin").write_bytes(b"\xff\xfe")
-    before = reading.recent_batches(pool.db, 1_000)
+    before = submitted(pool)
     ran = pool.cli("fan-out", *arguments, stdin=b'{"a": 1}\n{"b": 1}\n')
     assert (ran.code, words in ran.stderr) == (2, True), ran.stderr
-    assert reading.recent_batches(pool.db, 1_000) == before
+    assert submitted(pool) == before
 
 
 @pytest.mark.parametrize(
@@ -269,7 +274,7 @@ def test_files_that_are_none(pool: TestPool, folder: Path, name: str, words: str
 def test_a_dry_run_submits_nothing(pool: TestPool, folder: Path) -> None:
     """It says how many jobs, pieces and merges there would be."""
     notes(folder, a_md="A note.", b_md="word " * 10_000)
-    before = reading.recent_batches(pool.db, 1_000)
+    before = submitted(pool)
     ran = pool.cli("fan-out", "*.md", *NOTES, *OVERVIEW, "--dry-run", "--json")
     assert ran.code == 0, ran.stderr
     assert (ran.json["inputs"], ran.json["cut"], ran.json["refused"]) == (2, 1, 0)
@@ -277,7 +282,7 @@ def test_a_dry_run_submits_nothing(pool: TestPool, folder: Path) -> None:
     assert ran.json["piece_merges"] >= 1
     assert ran.json["merges"] >= 1
     assert "about, in" in pool.cli("fan-out", "*.md", *NOTES, *OVERVIEW, "--dry-run").text
-    assert reading.recent_batches(pool.db, 1_000) == before
+    assert submitted(pool) == before
 
 
 def test_nobody_needs_to_wait(pool: TestPool, folder: Path) -> None:
@@ -367,14 +372,14 @@ def test_over_http(pool: TestPool, api: Api) -> None:
 )
 def test_bad_requests(api: Api, pool: TestPool, changes: dict[str, Any], words: str) -> None:
     """400 in OpenAI's shape, with what is wrong; not one job is there."""
-    before = reading.recent_batches(pool.db, 1_000)
+    before = submitted(pool)
     raw = json.dumps(WANTED | changes)  # httpx's own refuses half a character
     answer = api.ask("POST", "/fan-outs", content=raw, headers={"content-type": "application/json"})
     assert (answer.status_code, words in answer.json()["error"]["message"] + str(answer.json()["error"]["param"])) == (
         400,
         True,
     ), answer.text
-    assert reading.recent_batches(pool.db, 1_000) == before
+    assert submitted(pool) == before
     assert api.ask("GET", "/fan-outs/fan_nothing").status_code == 404
 
 

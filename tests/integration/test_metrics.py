@@ -116,7 +116,7 @@ def test_a_batch_shows_in_every_family(pool: TestPool, scraper: Scraper) -> None
     assert scraper.value("offload_calls_total", outcome="bad_request") == 1
     assert scraper.value("offload_tokens_total", model="gemma3:4b", direction="out") > 0
     assert scraper.value("offload_duration_seconds_count", provider="sim", model_class="small") == 11
-    assert scraper.value("offload_worker_up", provider="sim", node="here") == 1
+    eventually(lambda: scraper.value("offload_worker_up", provider="sim", node="here") == 1, "the worker is up")
     assert scraper.value("offload_provider_limit") == 8
     assert scraper.value("offload_quota_left_ratio", unit="requests", per="day") == pytest.approx(0.99)
     eventually(lambda: scraper.value("offload_sweeps_total") > 0, "sweeps are counted")

@@ -174,17 +174,21 @@ def test_killed_roles_are_started_again(home: Home) -> None:
     jobs = [{"id": f"j{i}", "category": "summarize", "prompt": f"Note {i}. [[sim:delay=0.3]]"} for i in range(60)]
     batch = home.cli("submit", "-", stdin=jsonl(jobs)).text
     eventually(lambda: home.cli("status", batch, "--json").json["done"] > 0, "it runs")
-    roles = ("worker", "--provider"), ("beat",), ("-server",)
-    killed = [one for words in roles for one in playing(home.path, *words)]
+    killed = _roles(home)
     assert len(killed) == 3
     for process in killed:
         process.kill()
     ran = home.cli("wait", batch, "--timeout", "90")
     assert ran.code == 0, ran.stderr
     assert [r["id"] for r in home.cli("results", batch, "--state", "done").lines] == [j["id"] for j in jobs]
-    again = [one for words in roles for one in playing(home.path, *words)]
-    assert len(again) == 3
+    again = eventually(lambda: found if len(found := _roles(home)) == 3 else None, "each is back", 60)
+    assert again is not None
     assert not {p.pid for p in again} & {p.pid for p in killed}
+
+
+def _roles(home: Home) -> list[psutil.Process]:
+    roles = ("worker", "--provider"), ("beat",), ("-server",)
+    return [one for words in roles for one in playing(home.path, *words)]
 
 
 def test_a_killed_leash_takes_its_role_with_it(home: Home) -> None:
