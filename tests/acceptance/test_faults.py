@@ -88,7 +88,7 @@ def supervised(pool: TestPool, **environment: str) -> Iterator[list[int]]:
 
 def test_a_deaf_worker_ends_and_another_goes_on(tmp_path: Path, simulator: BackgroundSimulator, wire: Wire) -> None:
     """Its connections to Redis died unnoticed: a fresh one shows what waits, and it ends for its supervisor."""
-    simulator.configure(ttft_s=0.1)
+    simulator.configure(ttft_s=0.2)
     with running(tmp_path, simulated(simulator.url)) as pool:
         proxy = Proxy(wire, pool.redis.url)
         pool.beat()

@@ -88,7 +88,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_and_doubles_nothing(
 
 def test_a_flushed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """FLUSHALL under load: the sweep sends the lost slices again."""
-    simulator.configure(ttft_s=0.1)
+    simulator.configure(ttft_s=0.3)
     pool.worker()
     batch = pool.submit(jobs(100))
     eventually(lambda: pool.batch(batch).done >= 5, "some jobs are done")
@@ -99,7 +99,7 @@ def test_a_flushed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimu
 
 def test_a_killed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """kill -9 of Redis and a start from its file: everything goes on by itself."""
-    simulator.configure(ttft_s=0.1)
+    simulator.configure(ttft_s=0.3)
     pool.worker()
     batch = pool.submit(jobs(100))
     eventually(lambda: pool.batch(batch).done >= 5, "some jobs are done")
@@ -156,7 +156,7 @@ def test_a_message_that_died_with_its_worker_is_sent_again(pool: TestPool, simul
 
 def test_sigterm_drains_without_burning_attempts(pool: TestPool, simulator: BackgroundSimulator) -> None:
     """A rolling restart: calls in flight end, the rest is given back, no attempt is burned and no call doubled."""
-    simulator.configure(ttft_s=0.2)
+    simulator.configure(ttft_s=0.4)
     first = pool.worker()
     batch = pool.submit(jobs(60))
     eventually(lambda: pool.batch(batch).done >= 8, "some jobs are done")

@@ -30,7 +30,7 @@ def test_a_server_that_says_nothing_is_not_waited_for_without_end(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """The transaction fails as one whose connection broke, and the next one has a new connection."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     db = Database(proxy.url)
     with pytest.raises(OperationalError, match="did not answer in time") as error:
         _write(db, proxy, twice=at == "the statement")

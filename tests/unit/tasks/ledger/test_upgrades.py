@@ -125,19 +125,19 @@ def test_a_ledger_of_the_first_release_is_brought_to_this_one(sqlite_db: Clocked
 @pytest.mark.slow
 def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexing half an hour ends in no timeout of the server's or of ours, nor does a pause; after it all are back."""
-    limits = "-c statement_timeout=300 -c idle_in_transaction_session_timeout=300"
+    limits = "-c statement_timeout=1000 -c idle_in_transaction_session_timeout=1000"
     monkeypatch.setitem(database._POSTGRES, "options", limits)
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     place = postgres.create("large")
     with psycopg.connect(place, autocommit=True) as other, opened(place) as db:
 
         def pause(_c: Connection, _cursor: Any, statement: str, *_: Any) -> None:
             if statement.startswith("ALTER TABLE"):
-                other.execute("SELECT pg_sleep(0.8)")
+                other.execute("SELECT pg_sleep(1.2)")
 
         schema.migrate(db, FIRST)
         other.execute(
-            "CREATE FUNCTION slowly() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.8); END'"
+            "CREATE FUNCTION slowly() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1.2); END'"
         )
         other.execute(
             "CREATE EVENT TRIGGER slowly ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION slowly()"
@@ -151,5 +151,5 @@ def test_a_large_table_is_given_its_time(postgres: Postgres, monkeypatch: pytest
         with db.read() as c:
             shown = [c.execute(text(f"SHOW {word.split('=')[0]}")).scalar() for word in limits.split("-c ")[1:]]
             driver: Any = c.connection.driver_connection
-            assert (shown, driver.patient) == (["300ms", "300ms"], False)
+            assert (shown, driver.patient) == (["1s", "1s"], False)
     postgres.drop("large")
