@@ -11,14 +11,15 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from structlog.testing import capture_logs
 
 from api.embedded import discover
+from api.embedded import supervisor as supervising
 from api.embedded.supervisor import READERS, Role, Supervisor, _secrets
 from tasks.config import parse
 from tasks.ledger import ticks
 from tasks.ledger.schema import open_ledger
 from tasks.settings import Settings
+from tests.support.logs import said_by
 from workers.detect import Found
 
 CONFIG = {"notify": {"webhook_env": "TEAM", "apprise_env": ["PHONE"]}}
@@ -63,7 +64,7 @@ def test_a_server_that_comes_later_is_told_to_all_roles(alone: Supervisor, monke
 def test_a_typo_does_not_end_the_pool(alone: Supervisor) -> None:
     """What is wrong in offload.yaml is said, with its line, and looked at again later."""
     (alone.settings.home / "offload.yaml").write_text("retention: {calls_dais: 30}\n")
-    with capture_logs() as logs:
+    with said_by(supervising) as logs:
         alone._look_again()
     assert ["offload.yaml:1" in line.get("fault", "") for line in logs] == [True]
     assert alone.roles == [role for role in alone.roles if not role.asked_to_stop]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
-from structlog.testing import capture_logs
 
 from api.use_cases import direct
 from api.use_cases.direct import Telling
@@ -16,6 +15,7 @@ from api.use_cases.pool import Pool
 from tasks.ledger import direct as records
 from tasks.settings import Settings
 from tasks.tables import CallRow, Job
+from tests.support.logs import said_by
 from tests.support.waiting import eventually
 from tests.unit.ledgers import Ledger, new_jobs
 from tests.unit.workers.jobs import ME, asked, claimed
@@ -46,7 +46,7 @@ def row(**said: Any) -> dict[str, Any]:
 
 def test_a_row_that_cannot_be_written_is_left_out(telling: Telling, ledger: Ledger) -> None:
     """The rows beside it are written, those after it too, and the log names the kind of error only."""
-    with capture_logs() as logs:
+    with said_by(direct) as logs:
         for said in ({"model": "first"}, {"model": "a-secret", "tokens_out": 2**64 - 1}, {"model": "second"}):
             telling.tell(row(**said))
         telling.start()

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-import structlog
 
 from tasks.errors import Transient
 from tasks.providers import Provider
+from tests.support.logs import said_by
 from tests.unit.workers.jobs import ME, REGISTRY, asked, claimed
 from workers import tracing
 from workers.backends import Reply
@@ -50,7 +50,7 @@ def start(monkeypatch: pytest.MonkeyPatch, **environment: str) -> tuple[Any, lis
     """What a worker's start makes of an environment, and what it says."""
     for name, value in ({ENDPOINT: "http://127.0.0.1:9"} | environment).items():
         monkeypatch.setenv(name, value)
-    with structlog.testing.capture_logs() as said:
+    with said_by(tracing) as said:
         return tracing.start(ME, REGISTRY.providers["gpu"]), said
 
 
@@ -129,7 +129,7 @@ def test_a_fault_of_the_tracer_is_no_fault_of_a_job() -> None:
     call = asked(job)
     outcome = succeeded(job, call, Reply(model="tiny", text="An answer."), ME, 1.0)
     traces = tracing.Traces(Broken(), ME, REGISTRY.providers["gpu"])  # type: ignore[arg-type]
-    with structlog.testing.capture_logs() as said:
+    with said_by(tracing) as said:
         traces.claimed("s", [])
         traces.called(job, call, outcome)
         traces.recorded([outcome])
