@@ -231,14 +231,14 @@ def test_the_tasks_page_lists_slices(flower: Flower, page: Page, batch: str) -> 
     lines = rows.all_inner_texts()
     assert all(re.search(rf"(small|reason|embed), \d+ jobs, {batch}", line) for line in lines), lines
     picture(page, "tasks")
-    slice_id, task = eventually(lambda: _handed_over(flower, batch), "Flower hears that a slice's task is over")
+    slice_id, task = eventually(lambda: _handed_over(flower, batch), "Flower hears that a slice's task is over")[0]
     page.goto(f"{flower.url}/task/{slice_id}")
     for text in (slice_id, TASK, batch, task["worker"], "SUCCESS"):
         expect(page.locator("#task-page")).to_contain_text(text)
 
 
-def _handed_over(flower: Flower, batch: str) -> tuple[str, dict[str, Any]] | tuple[()]:
-    return next((item for item in flower.tasks(batch).items() if item[1]["state"] == "SUCCESS"), ())
+def _handed_over(flower: Flower, batch: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(id_, task) for id_, task in flower.tasks(batch).items() if task["state"] == "SUCCESS"]
 
 
 def test_the_jobs_of_a_slice_are_counted(flower: Flower, batch: str) -> None:
