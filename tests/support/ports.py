@@ -34,7 +34,14 @@ def _in_turn(ports: range) -> itertools.cycle[int]:
     return itertools.cycle([*ports[first:], *ports[:first]])
 
 
-_ports = _in_turn(_slice(os.environ.get("PYTEST_XDIST_WORKER", "gw0")))
+def _draw() -> None:
+    global _ports
+    _ports = _in_turn(_slice(os.environ.get("PYTEST_XDIST_WORKER", "gw0")))
+
+
+_ports: itertools.cycle[int]
+_draw()
+os.register_at_fork(after_in_child=_draw)  # pools side by side are forks of one process: each begins elsewhere
 
 
 def free_port(wanted: int = 0) -> int:
