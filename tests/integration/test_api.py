@@ -144,6 +144,7 @@ def test_a_fault_in_a_line(open_api: Api) -> None:
     assert "nothing was submitted" in message
 
 
+@pytest.mark.slow
 def test_pause_resume_retry(open_api: Api, pool: TestPool) -> None:
     """A batch is paused, resumed, cancelled, and its lines submitted again."""
     slow = [line | {"prompt": "x [[sim:delay=600]]"} for line in LINES]
@@ -224,6 +225,7 @@ def test_one_never_sees_anothers(api: Api, keys: dict[str, str]) -> None:
             assert api.ask("GET", f"/batches/{batch.id}{path}", headers=bearer(keys["other"])).status_code == 404
 
 
+@pytest.mark.slow
 def test_scopes(api: Api, keys: dict[str, str]) -> None:
     """A key for reading submits nothing."""
     with api.client(keys["reader"]) as client:

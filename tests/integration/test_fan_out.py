@@ -211,6 +211,7 @@ def test_a_private_input_makes_the_merge_private(pool: TestPool, folder: Path) -
     ]
 
 
+@pytest.mark.slow
 def test_a_judge_picks(pool: TestPool, folder: Path) -> None:
     """The best answer is one of the answers, as it was."""
     rows = [{"topic": "tides"}, {"topic": "tents"}, {"topic": "tin"}]
@@ -285,6 +286,7 @@ def test_a_dry_run_submits_nothing(pool: TestPool, folder: Path) -> None:
     assert submitted(pool) == before
 
 
+@pytest.mark.slow
 def test_nobody_needs_to_wait(pool: TestPool, folder: Path) -> None:
     """Beat moves it on; the same key is the same fan-out; its result is fetched later."""
     notes(folder, a_md="A note.", b_md="Another.")

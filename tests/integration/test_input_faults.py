@@ -164,6 +164,7 @@ def test_a_directory_and_a_missing_file_are_named(environment: dict[str, str], t
     assert "none.jsonl: cannot be read (No such file or directory)" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_line_of_200_mb_is_refused_in_bounded_memory(environment: dict[str, str], tmp_path: Path) -> None:
     """A line far too long is one fault of its number; neither it nor what follows is held in memory whole."""
     path = tmp_path / "jobs.jsonl"
@@ -334,6 +335,7 @@ def test_a_postgresql_that_is_not_there_is_named_without_its_password(environmen
     assert "hunter2" not in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/proc/self/mem"])
 def test_an_input_without_an_end_is_refused(path: str, environment: dict[str, str]) -> None:
     """A device, or a file that opens and cannot be read, is no file of job lines."""

@@ -118,7 +118,8 @@ def test_a_batch_shows_in_every_family(pool: TestPool, scraper: Scraper) -> None
     assert scraper.value("offload_duration_seconds_count", provider="sim", model_class="small") == 11
     eventually(lambda: scraper.value("offload_worker_up", provider="sim", node="here") == 1, "the worker is up")
     assert scraper.value("offload_provider_limit") == 8
-    assert scraper.value("offload_quota_left_ratio", unit="requests", per="day") == pytest.approx(0.989)  # one that the server turned down counts
+    # the one that the server turned down counts as well
+    assert scraper.value("offload_quota_left_ratio", unit="requests", per="day") == pytest.approx(0.989)
     eventually(lambda: scraper.value("offload_sweeps_total") > 0, "sweeps are counted")
     for service in ("sweep", "audit", "rollup"):
         eventually(

@@ -472,6 +472,7 @@ def test_the_same_request_twice(api: Api, client: openai.OpenAI) -> None:
         client.batches.create(**asked, metadata={"a": "b"}, extra_headers=headers)
 
 
+@pytest.mark.slow
 def test_kill_while_it_is_checked(api: Api, client: openai.OpenAI, pool: TestPool) -> None:
     """An API that dies after its answer loses no batch and runs none twice: the next one goes on."""
     made = [created(client, [chat(f"{n}-{i}") for i in range(25)]) for n in range(4)]

@@ -64,6 +64,7 @@ def state(pool: Pool, batch_id: str) -> str:
     return str(seen.api.state)
 
 
+@pytest.mark.slow
 def test_two_processes_load_one_batch(ledger: Ledger, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two who take each other for dead and begin it anew, one loads it: every line is there once."""
     monkeypatch.setattr(submit, "LOADING_SILENT_S", -1.0)

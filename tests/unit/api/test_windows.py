@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.pool import clean_environment
 
 #: libraries look at sys.platform, which says Linux here, so those that need them come first
@@ -24,6 +26,7 @@ for words in (["status"], ["down"], ["up"]):
 """
 
 
+@pytest.mark.slow
 def test_commands_need_nothing_that_only_unix_has(tmp_path: Path) -> None:
     """Each command and helper can be imported; there is no pool, `up` says why, and telemetry is written."""
     given = clean_environment() | {"OFFLOAD_HOME": str(tmp_path)}

@@ -95,6 +95,7 @@ def test_a_name_and_password_go_into_a_header(hook: Receiver) -> None:
     assert hook.headers["Authorization"] == "Basic bWU6cEBzcw=="
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'imghdr':DeprecationWarning")  # loaded by apprise
 def test_apprise_is_told_too(hook: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     """Through its own services, json here; at no log level does it show the address."""

@@ -71,6 +71,7 @@ def test_half_a_surrogate_pair_can_be_drawn() -> None:
     assert draw(b"", "batch", "\ud800") != draw(b"", "batch", "\ud801")
 
 
+@pytest.mark.slow
 def test_draws_are_uniform() -> None:
     """Ids that count up, and salts and batches that do, have draws that no test tells from uniform ones."""
     lines = [draw(b"salt", "batch", str(i)) for i in range(20_000)]

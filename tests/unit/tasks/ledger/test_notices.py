@@ -287,6 +287,7 @@ def test_two_senders_send_each_notice_once(ledger: Ledger, hook: Receiver) -> No
     assert {(row.state, row.tries) for row in ledger.all(Notice)} == {("sent", 1)}
 
 
+@pytest.mark.slow
 def test_a_notice_whose_sender_was_killed_is_sent_again(ledger: Ledger, hook: Receiver) -> None:
     """kill -9 between send and mark: nobody else sends it while the lease is held, then somebody does."""
     happens(ledger, "small")

@@ -49,6 +49,7 @@ def _write(db: Database, proxy: Proxy, *, twice: bool) -> None:
             c.execute(text("SELECT 1"))
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_slow_is_waited_for(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long answer is no silence: every piece of it starts the time anew."""
     monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
