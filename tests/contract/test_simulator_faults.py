@@ -107,6 +107,7 @@ def test_reset(sim: BackgroundSimulator, path: str, stream: bool) -> None:
     until(lambda: sim.calls()[-1]["fault"] == "reset")
 
 
+@pytest.mark.slow
 @EVERY
 @BOTH
 def test_hang_holds_its_slot_until_the_client_goes(sim: BackgroundSimulator, path: str, stream: bool) -> None:
@@ -126,6 +127,7 @@ def test_half(sim: BackgroundSimulator, path: str, stream: bool) -> None:
         post(sim, path, "[[sim:half]]", stream)
 
 
+@pytest.mark.slow
 @EVERY
 @BOTH
 def test_stall(sim: BackgroundSimulator, path: str, stream: bool) -> None:

@@ -332,6 +332,7 @@ def test_checks_read_anything(check: object, output: str, prompt: str) -> None:
     assert check("", prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS.values(), ids=list(CHECKS))
 @pytest.mark.parametrize(
     "piece",

@@ -313,6 +313,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_what_a_deadlock_breaks_off_is_done_again(ledger: Ledger, errors: list[str], operation: Operation) -> None:
     """The other one goes on, and then this one does what it was asked."""

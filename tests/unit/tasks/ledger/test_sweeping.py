@@ -146,6 +146,7 @@ def test_a_job_that_kills_its_worker_alone_is_poison(ledger: Ledger) -> None:
     assert len(ledger.calls(error_code="worker_died")) == POISON_CRASHES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capacity", "n"), [(1, 24), (4, 40), (16, 60), (64, 60)])
 def test_the_poison_is_found_and_the_innocent_are_not_failed(ledger: Ledger, capacity: int, n: int) -> None:
     """Among many jobs one kills every worker that starts it: it alone fails, the others are done."""
