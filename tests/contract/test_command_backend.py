@@ -6,6 +6,7 @@ import asyncio
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,33 @@ def test_nothing_of_it_is_left(tmp_path: Path) -> None:
     pid, _, folder = note.read_text().partition(" ")
     eventually(lambda: ended(int(pid)), "it is gone")
     assert not Path(folder).exists()
+
+
+def test_one_cancelled_while_its_program_starts_ends(tmp_path: Path) -> None:
+    """Whenever a call is cancelled, it is over soon, and so is its program with what that has started."""
+    path = tmp_path / "agent"
+    path.write_text("#!/bin/sh\nsaid=$(cat)\n")
+    path.chmod(0o755)
+    backend = Command([str(path)], "agent", Border(Reach.CLOUD))
+
+    async def cancelled(turns: int) -> None:
+        call = asyncio.create_task(backend.call(chat("x", 600)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(0.1)  # the loop is held up, and the program has a program of its own by now
+        call.cancel()
+        await asyncio.wait({call}, timeout=20)
+        assert call.done(), f"cancelled after {turns} turns of the loop"
+
+    async def all_of_them() -> None:
+        for turns in range(1, 8):
+            await cancelled(turns)
+
+    asyncio.run(all_of_them())
+    here = str(tmp_path)
+    eventually(
+        lambda: not any(here in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])), "no"
+    )
 
 
 def test_a_program_that_is_not_there() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from tasks.budget import CHARS_PER_TOKEN
-from tasks.errors import Misconfigured, Permanent, Transient
+from tasks.errors import CallError, Misconfigured, Permanent, Transient
 from workers.backends import Call, Health, Probe, Reply
 from workers.backends.border import Border
 
@@ -81,6 +81,19 @@ class Command:
         return output.decode("utf-8", "replace")
 
     async def _started(self, folder: str) -> asyncio.subprocess.Process:
+        """The program, begun; a call that is cancelled meanwhile ends it as soon as it is there.
+
+        asyncio itself would then wait for ever: for the end of pipes that it has not taken up yet.
+        """
+        starting = asyncio.ensure_future(self._start(folder))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(CallError):
+                await _end(await starting)
+            raise
+
+    async def _start(self, folder: str) -> asyncio.subprocess.Process:
         try:
             return await asyncio.create_subprocess_exec(
                 *self._argv,
