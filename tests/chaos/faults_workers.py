@@ -182,8 +182,8 @@ def drained_too_long(s: Strike) -> None:
 def poison(s: Strike) -> None:
     """16: a job that kills its worker: found by halves, then alone, and failed; the others are done."""
     risky: Node = s.site.node("risky")
+    pid = risky.worker.pid  # before the submit returns it may be another's
     batch = s.client.submit(s.random.randint(8, 16), "risky", mark="KILLS-ITS-WORKER", marked=1)
-    pid = risky.worker.pid
     s.eventually(lambda: risky.worker.is_over(pid), "the worker dies", 30)
     s.struck_batch(batch)
     s.excuse(risky)
