@@ -94,10 +94,13 @@ def drop_expired(pool: Pool) -> int:
 
 
 def _drop_stray(pool: Pool) -> None:
-    """Delete content that has no row: the process was killed before that was written, or after it was deleted."""
+    """Delete content that has no row: the process was killed before that was written, or after it was deleted.
+
+    Of a ledger that knows no file at all nothing follows: this home may have been pointed at another by mistake.
+    """
     old = [path for path in (pool.settings.home / FILES).glob("file-*") if _age_s(path) > STRAY_S]
     known = api_batches.file_ids(pool.db) if old else set()
-    for path in old:
+    for path in old if known else ():
         if path.name not in known:
             with suppress(OSError):
                 path.unlink(missing_ok=True)

@@ -164,6 +164,16 @@ def test_content_that_nobody_has(ledger: Ledger, pool: Pool) -> None:
     assert there == {*kept, under_way.name}
 
 
+def test_content_beside_a_ledger_without_files(ledger: Ledger, pool: Pool) -> None:
+    """A home that is pointed at an empty ledger by mistake keeps the files of its own one, however old."""
+    path = uploads.path_of(pool, "file-of-another-ledger")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{}")
+    os.utime(path, times=(0, time.time() - uploads.STRAY_S - 60))
+    assert uploads.drop_expired(pool) == 0
+    assert path.exists()
+
+
 def test_a_first_line_that_is_no_json(ledger: Ledger, pool: Pool) -> None:
     """A file is refused when none of its lines is JSON; a single line that is not is a fault of its batch."""
     batch_id = batch_of(pool, 2, before=b"\n{nonsense\n")
