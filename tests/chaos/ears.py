@@ -27,10 +27,10 @@ class Snare:
         self.on = 0
         self.forwarded = False
         self.resets = True
-        self._act: Callable[[], None] = lambda: None
+        self._act: Callable[[], object] = lambda: None
         self.sprung = threading.Event()
 
-    def arm(self, act: Callable[[], None], *, on: int = 0, forwarded: bool = True, resets: bool = True) -> None:
+    def arm(self, act: Callable[[], object], *, on: int = 0, forwarded: bool = True, resets: bool = True) -> None:
         """Catch the next one."""
         with self._lock:
             self.on, self.forwarded, self.resets, self._act = on, forwarded, resets, act

@@ -100,10 +100,11 @@ def _sqlite_full(s: Strike) -> Iterator[None]:
 def _limit(s: Strike, change: Callable[[tuple[int, int]], tuple[int, int]]) -> dict[str, int]:
     before = {}
     for role in s.site.roles:
-        if role.alive:
-            now = resource.prlimit(role.pid, resource.RLIMIT_FSIZE)
+        pid = role.pid  # read once: 0, which it may be the next moment, is this process
+        if role.alive and pid:
+            now = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             before["any"] = now[0]
-            resource.prlimit(role.pid, resource.RLIMIT_FSIZE, change(now))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, change(now))
     return before
 
 

@@ -85,11 +85,12 @@ class Role:
             if self.wanted and not self.pid and time.monotonic() >= self._start_at:
                 self.pid = self._nursery.start(self._arguments, self._environment, self.log)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it lives."""
-        with suppress(ProcessLookupError):
-            if self.pid:
-                os.kill(self.pid, number)
+    def signal(self, number: signal.Signals) -> int:
+        """Send it a signal, if it lives; which process got it, 0 for none."""
+        if pid := self.pid:  # read once: whoever keeps it may change it meanwhile
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return pid
 
     def new_deaths(self) -> list[int]:
         """Exit statuses that were not told before."""
@@ -115,9 +116,8 @@ class Role:
         self.wanted = False
         self.signal(signal.SIGKILL)
 
-    def ended(self, within_s: float) -> int:
-        """Wait for the end of the process; its status."""
-        pid = self.pid
+    def ended(self, pid: int, within_s: float) -> int:
+        """Wait for the end of a process of this role; its status."""
         eventually(lambda: self.is_over(pid), f"{self.name} ends", within_s)
         status = self._nursery.status(pid)
         assert status is not None

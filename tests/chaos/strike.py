@@ -293,8 +293,8 @@ class Strike:
     def dead(self, role: Role, wanted: bool = True) -> None:
         """kill -9; it is started again at once, or only after recovery."""
         role.wanted = wanted
-        role.signal(signal.SIGKILL)
-        role.ended(10)
+        if pid := role.signal(signal.SIGKILL):
+            role.ended(pid, 10)
         if not wanted:
             self.later(role.start)
 
