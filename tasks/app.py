@@ -43,6 +43,7 @@ def make_app(broker_url: str) -> Celery:
         worker_enable_prefetch_count_reduction=False,
         worker_send_task_events=True,  # Flower needs it, and it wakes the hub
         worker_cancel_long_running_tasks_on_connection_loss=False,  # a Redis blip must not stop GPU work
+        worker_consumer="tasks.consumer:Reconnecting",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         broker_connection_max_retries=None,
