@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 
 
@@ -13,9 +15,12 @@ class Reconnecting(Consumer):  # type: ignore[misc]  # celery has no types
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let go of the connection.
 
-        Celery 5.7 lets go of kombu's transport before the channels are closed; one that was waiting then wants to give
-        back what it had received, and fails in a way for which Celery ends the worker. The sweep sends slices again,
-        and beat its own tasks.
+        Celery 5.7 takes kombu's transport its client before the channels are closed. What then wants to give back a
+        message, or later to acknowledge it, has no address any more and fails in a way for which Celery ends the
+        worker. Nothing need be given back: the sweep sends slices again, and beat its own tasks.
         """
-        with suppress(AttributeError):
-            super().on_connection_error_after_connected(exc)
+        transport = self.connection.transport
+        client = transport.client
+        with warnings.catch_warnings(action="ignore", category=CPendingDeprecationWarning), suppress(AttributeError):
+            super().on_connection_error_after_connected(exc)  # it warns of a setting that tasks/app.py makes on purpose
+        transport.client = client

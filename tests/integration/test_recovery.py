@@ -16,7 +16,6 @@ from tasks.app import make_app
 from tasks.ledger import reading
 from tasks.queues import RUN_SLICE, class_queue
 from tasks.tables import CallRow
-from tests.chaos.proxy import Proxy, Wire
 from tests.support.pool import TestPool, running, simulated
 from tests.support.waiting import eventually
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
@@ -49,16 +48,6 @@ def pool(shared: tuple[TestPool, BackgroundSimulator]) -> Iterator[TestPool]:
     """The pool, with beat and without a worker."""
     yield shared[0]
     shared[0].kill_workers()
-
-
-@pytest.fixture
-def proxy(pool: TestPool) -> Iterator[Proxy]:
-    """In front of Redis."""
-    wire = Wire()
-    made = Proxy(wire, pool.redis.url)
-    yield made
-    made.close()
-    wire.close()
 
 
 def jobs(n: int, text: str = "Summarize this short note number") -> list[dict[str, Any]]:
@@ -118,22 +107,6 @@ def test_a_killed_redis_loses_nothing(pool: TestPool, simulator: BackgroundSimul
     assert pool.batch(batch).open > 0, "the fault must hit work in flight"
     pool.redis.start()
     assert_each_once(pool.finished(batch, within_s=90), 100)
-
-
-def test_a_worker_outlives_its_connections_to_redis(pool: TestPool, proxy: Proxy) -> None:
-    """A slice that it has received and cannot take up yet when they are cut ends neither the worker nor its jobs."""
-    worker, broker, queue = pool.worker(OFFLOAD_REDIS_URL=proxy.url), pool.redis.client, class_queue("small")
-    worker.send_signal(signal.SIGSTOP)
-    batch = pool.submit(jobs(100))
-    broker.ltrim(queue, 0, 0)  # one, beside which it waits for more; beat sends the others again
-    with pool.db.write():  # nobody else can claim anything
-        worker.send_signal(signal.SIGCONT)
-        eventually(lambda: not broker.llen(queue) and broker.hlen("unacked"), "it has received the slice")
-        eventually(lambda: broker.info("clients")["blocked_clients"] >= 2, "it and beat wait for messages")
-        proxy.cut()
-    proxy.heal()
-    assert_each_once(pool.finished(batch), 100)
-    assert worker.poll() is None
 
 
 def test_doubled_stale_and_forged_messages_claim_nothing(pool: TestPool, simulator: BackgroundSimulator) -> None:
