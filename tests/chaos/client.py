@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.exc import DBAPIError
 
 from api.use_cases.pool import Pool
@@ -187,9 +187,13 @@ class Client:
         self.history.read(submission, found)
         return found
 
-    def running(self, submission: Submission, worker: str | None = None) -> int:
+    def called(self, submission: Submission, worker: str) -> int:
+        """How many of a batch's jobs a worker has begun to call, and not only claimed: those go back when it drains."""
+        return self.running(submission, worker, jobs.c.started_at.is_not(None))
+
+    def running(self, submission: Submission, worker: str | None = None, *those: ColumnElement[bool]) -> int:
         """How many of a batch's jobs a worker, or any, runs."""
-        which = [jobs.c.batch_id == submission.id, jobs.c.state == JobState.RUNNING]
+        which = [jobs.c.batch_id == submission.id, jobs.c.state == JobState.RUNNING, *those]
         which += [] if worker is None else [jobs.c.worker == worker]
         with self.pool.db.read() as c:
             return int(c.execute(select(func.count()).where(*which)).scalar_one())

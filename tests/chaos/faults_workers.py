@@ -161,7 +161,7 @@ def drained_too_long(s: Strike) -> None:
     found: list[Node] = []
 
     def runs_somewhere() -> bool:
-        found[:] = [node for node in s.site.nodes if s.asks(partial(s.client.running, batch, node.full_name))]
+        found[:] = [node for node in s.site.nodes if s.asks(partial(s.client.called, batch, node.full_name))]
         return bool(found)
 
     s.eventually(runs_somewhere, "a worker runs a long call", 10 + 2 * s.site.ttft)
