@@ -122,7 +122,8 @@ class Proxy:
         pair = _Pair(self, reader, writer, self._ear() if self._ear else None)
         self._pairs.add(pair)
         try:
-            await pair.run(*self._behind)
+            with contextlib.suppress(asyncio.CancelledError):  # the wire ends; asyncio's streams would print it
+                await pair.run(*self._behind)
         finally:
             self._pairs.discard(pair)
             pair.reset()
