@@ -157,7 +157,7 @@ def drained(s: Strike) -> None:
 
 def drained_too_long(s: Strike) -> None:
     """21: the drain takes longer than its grace, and the worker is killed."""
-    batch = s.client.submit(4, mark=f"[[sim:delay={2 * s.site.times.lease:g}*1]]", priority=5)  # one slice
+    batch = s.client.submit(2, mark=f"[[sim:delay={2 * s.site.times.lease:g}*1]]", priority=5)  # one slice
     found: list[Node] = []
 
     def runs_somewhere() -> bool:
