@@ -67,7 +67,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def out_of_memory(s: Strike) -> None:
     """5: the kernel kills a worker with hundreds of calls in flight; the innocent are not failed."""
     big = s.site.node("big")
-    batch = s.client.submit(s.random.randint(200, 300), "big")
+    batch = s.client.submit(s.random.randint(700, 800), "big")
     s.busy([big], share=4)
     s.eventually(lambda: big.running >= 100, "a hundred calls are in flight", 20)
     s.dead(big.worker)

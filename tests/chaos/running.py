@@ -153,6 +153,8 @@ def be_a_pool(order: Order, plan: Plan, ledger: str, word: str, say: Callable[[d
             say({"report": asdict(report)})
             if report.wrong and order.fails_fast:
                 plan.end()
+                nemesis.close()
+                client.stop()  # or it would still write where everything is being removed
                 return
             if nemesis.is_broken:  # another pool goes on
                 break
