@@ -38,6 +38,7 @@ Shells:
     ledger/       every state change of a job, and nothing else changes one
     dispatch      keeps the window of every class full
     queues, app   every queue and task name; the Celery app
+    consumer      how workers and beat outlive a connection to Redis
 
 Nothing here ever puts a prompt or an output into a message, a log line or an exception.
 """
