@@ -34,8 +34,8 @@ TRANSACTION_CLASS = "25"
 #: advisory locks of the ledger; any numbers, the same in every process
 DISPATCH_LOCK, SCHEMA_LOCK, NOTICE_LOCK = 0x0FF10AD1, 0x0FF10AD2, 0x0FF10AD3
 
-#: seconds a transaction may stand still; see also sweeping.end_frozen
-STANDS_STILL_S = 5
+#: seconds a transaction may stand still, and one statement may take; see also sweeping.end_frozen
+STANDS_STILL_S, STATEMENT_S = 5, 30
 #: psycopg's; milliseconds where PostgreSQL has no other unit. A cut network is noticed within 20 s.
 _POSTGRES = {
     "connect_timeout": 5,
@@ -43,7 +43,7 @@ _POSTGRES = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-    "options": "-c statement_timeout=30000 -c lock_timeout=15000 "
+    "options": f"-c statement_timeout={STATEMENT_S}s -c lock_timeout=15000 "
     f"-c idle_in_transaction_session_timeout={STANDS_STILL_S}s",
 }
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Row
 
 from tasks.ledger import submit
 from tasks.ledger.control import is_served
-from tasks.ledger.database import IN_LIST, STANDS_STILL_S, Database, locked, parts, retried
+from tasks.ledger.database import IN_LIST, STANDS_STILL_S, STATEMENT_S, Database, locked, parts, retried
 from tasks.ledger.endings import count_ended, end_all
 from tasks.ledger.events import tell
 from tasks.ledger.fallbacks import fell_back
@@ -39,18 +39,22 @@ workers = Worker.__table__  # type: ignore[attr-defined]
 def end_frozen(db: Database) -> int:
     """End transactions of processes that froze in them, and hold locks; how many.
 
-    PostgreSQL does so itself after as long (database.STANDS_STILL_S), but its timer does not run after a statement
-    for many rows: psycopg sends those in a pipeline, and a Flush after the Sync stops it.
+    PostgreSQL does so itself after as long (database.STANDS_STILL_S), but its timer does not run while it waits for
+    the rest of a statement for many rows, nor after one: psycopg sends those in a pipeline, and a Flush after the Sync
+    stops it. Nor does it end a statement that took too long while nobody reads what it sends.
     """
     if not db.is_postgres:
         return 0
     query = text(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND usename = current_user AND application_name = 'offload' AND state LIKE 'idle in transaction%' "
-        "AND state_change < clock_timestamp() - make_interval(secs => :s)"
+        "AND usename = current_user AND application_name = 'offload' AND CASE "
+        "WHEN state LIKE 'idle in transaction%' OR state = 'active' AND wait_event = 'ClientRead' "
+        "THEN state_change < clock_timestamp() - make_interval(secs => :still) "
+        "WHEN state = 'active' AND wait_event = 'ClientWrite' "
+        "THEN state_change < clock_timestamp() - make_interval(secs => :statement) ELSE false END"
     )
     with db.read() as c:
-        return len(c.execute(query, {"s": STANDS_STILL_S}).all())
+        return len(c.execute(query, {"still": STANDS_STILL_S, "statement": STATEMENT_S}).all())
 
 
 def take_back_expired(db: Database, registry: Registry) -> Counter[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -72,6 +74,30 @@ def test_a_frozen_writer_holds_its_locks_no_longer_than_it_may(
     eventually(lambda: sweeping.end_frozen(other) == 0, "it is gone", 10)
     db.close()
     other.close()
+
+
+@pytest.mark.parametrize("at", ["the next row", "the answer"])
+def test_a_writer_that_freezes_within_a_statement_holds_its_locks_no_longer(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The sweep ends its transaction, while the server waits for more of it as while it cannot answer."""
+    monkeypatch.setattr(sweeping, "STANDS_STILL_S", 0.2)
+    monkeypatch.setattr(sweeping, "STATEMENT_S", 0.5)
+    with (
+        closing(Database(postgres.url("postgres"))) as other,
+        closing(psycopg.connect(postgres.url("postgres"), application_name="offload")) as writer,
+    ):
+        assert sweeping.end_frozen(other) == 0
+        writer.execute("CREATE TEMPORARY TABLE written (n INTEGER)")
+        if at == "the answer":
+            writer.pgconn.send_query(b"SELECT repeat('x', 1000000) FROM generate_series(1, 100)")
+        else:
+            writer.pgconn.enter_pipeline_mode()
+            writer.pgconn.send_query_params(b"INSERT INTO written VALUES (1)", [])
+            writer.pgconn.send_flush_request()
+        writer.pgconn.flush()
+        eventually(lambda: sweeping.end_frozen(other), "it is ended", 10)
+        eventually(lambda: sweeping.end_frozen(other) == 0, "it is gone", 10)
 
 
 def _freeze(db: Database, other: Database, rows: int) -> None:
