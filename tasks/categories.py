@@ -9,6 +9,7 @@ DEFAULT_CATEGORIES, or a few in offload.yaml.
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -54,6 +55,11 @@ class Category(BaseModel):
         if check not in CHECKS:
             raise ValueError(f"no such check; there are {', '.join(sorted(CHECKS))}")
         return check
+
+    @cached_property
+    def treatment(self) -> str:
+        """What changes its answers, as JSON."""
+        return self.model_dump_json(exclude={"audit", "privacy", "on_failure"})
 
 
 def _chat(name: str, model_class: str, check: str, system: str, temperature: float | None = None) -> Category:

@@ -90,9 +90,9 @@ class Route:
         return "; ".join(r["reason"] for r in (self.verdict or {}).get("reasons", ()))
 
 
-def said_tier(asked: Asked, category: Category, registry: Registry) -> Tier:
-    """The tier before detectors: the tightest of what configuration, category and job say."""
-    return tightest(registry.privacy.default, category.privacy, asked.tier) or UNSAID
+def said_tier(tier: Tier | None, category: Category, registry: Registry) -> Tier:
+    """The tier before detectors: the tightest of what configuration, category and job (`tier`) say."""
+    return tightest(registry.privacy.default, category.privacy, tier) or UNSAID
 
 
 def route(
@@ -104,7 +104,7 @@ def route(
     )
     found = findings(asked.text, asked.touches, registry.markers)
     overruled = frozenset(found) if consent else frozenset()
-    said = said_tier(asked, category, registry)
+    said = said_tier(asked.tier, category, registry)
     tier = Clearance(said, overruled).tightened(found)
     to_cloud = verdict.action is Action.ESCALATE or registry.reaches.get(model_class) is Reach.CLOUD
     destination = model_class if registry.reaches.get(model_class) is Reach.CLOUD else CLOUD

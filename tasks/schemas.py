@@ -205,7 +205,7 @@ def _model_faults(line: JobLine, category: Category, registry: Registry, said: S
     if kinds and category.kind not in kinds:
         makes = "embeddings" if "embed" in kinds else "no embeddings"
         yield "model", f"class {found} makes {makes}, and category {category.name} is of kind {category.kind}"
-    tier = routing.said_tier(_asked(line, {}, category, said), category, registry)
+    tier = routing.said_tier(_tier(line, said), category, registry)
     if registry.reaches.get(found) is Reach.CLOUD and not permits(tier, Reach.CLOUD):
         yield "model", f"{line.model[:80]} runs in the cloud and the job is {tier}; say privacy: cloud_ok"
 
@@ -258,8 +258,12 @@ def _asked(line: JobLine, body: dict[str, Any], category: Category, said: Said) 
         touches=said.touches if line.touches is None else tuple(line.touches),
         audience=line.for_ or said.audience,
         security=said.security if line.security is None else line.security,
-        tier=tightest(Tier(line.privacy) if line.privacy else None, said.tier),
+        tier=_tier(line, said),
     )
+
+
+def _tier(line: JobLine, said: Said) -> Tier | None:
+    return tightest(Tier(line.privacy) if line.privacy else None, said.tier)
 
 
 def _size(body: dict[str, Any]) -> int:
@@ -274,7 +278,7 @@ def _template(body: dict[str, Any], category: Category) -> str:
     first = (body.get("messages") or [{}])[0]
     system = _content(first) if first.get("role") in ("system", "developer") else ""
     own = orjson.dumps([body.get("system"), system, body.get("schema"), body.get("json")]).decode()
-    return sampling.template(own, category.model_dump_json(exclude={"audit", "privacy", "on_failure"}))
+    return sampling.template(own, category.treatment)
 
 
 def _prefix(body: dict[str, Any]) -> int | None:

@@ -83,9 +83,9 @@ def create_app(pool: Pool) -> FastAPI:
     app.state.submits = ThreadPoolExecutor(SUBMITS, "submit")
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
-    for router in (files.router, batches.router, direct.router, jobs.router, fan_outs.router, service.router):
-        app.include_router(router)
-    for router in (messages.router, message_batches.router):
+    for router in (direct.straight, direct.router, messages.router, message_batches.router, files.router):
+        app.include_router(router)  # the first are found first
+    for router in (batches.router, jobs.router, fan_outs.router, service.router):
         app.include_router(router)
     app.add_middleware(Limits)
     return app

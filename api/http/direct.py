@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -12,6 +12,7 @@ import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette import types as asgi
 
 from api.http import answers
@@ -26,7 +27,24 @@ from tasks.states import JobState
 from workers.backends import Delta
 from workers.direct import Direct, Given
 
+
+class Straight(APIRoute):
+    """A route of (request, caller) whose answer is a Response: FastAPI describes it and has nothing to do for it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler; what the route depends on is who asks, and nothing else."""
+        answer, caller = self.endpoint, self.dependant.dependencies[0].call
+        assert caller is not None
+
+        async def handle(request: Request) -> Response:
+            found: Response = await answer(request, await caller(request))
+            return found
+
+        return handle
+
+
 router = APIRouter(prefix="/v1", tags=["direct"])
+straight = APIRouter(prefix="/v1", tags=["direct"], route_class=Straight)
 
 Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
@@ -49,25 +67,25 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-@router.post("/chat/completions")
+@straight.post("/chat/completions")
 async def chat(request: Request, caller: Submitter) -> Response:
     """A chat, streamed or not."""
     return await _answered(request, caller, "/v1/chat/completions")
 
 
-@router.post("/completions")
+@straight.post("/completions")
 async def completions(request: Request, caller: Submitter) -> Response:
     """A completion of a prompt, streamed or not."""
     return await _answered(request, caller, "/v1/completions")
 
 
-@router.post("/embeddings")
+@straight.post("/embeddings")
 async def embeddings(request: Request, caller: Submitter) -> Response:
     """Vectors of texts."""
     return await _answered(request, caller, "/v1/embeddings")
 
 
-@router.post("/responses")
+@straight.post("/responses")
 async def responses(request: Request, caller: Submitter) -> Response:
     """Answered in batches only."""
     raise ApiError(
@@ -314,19 +332,25 @@ class Pieces:
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
     """What comes of the work, or None when the client went away first: then the work is stopped."""
-    task = asyncio.ensure_future(work)
+    here, is_over, is_gone = asyncio.current_task(), False, False
+    assert here is not None
+
+    def stop(_: object) -> None:
+        nonlocal is_gone
+        if not is_over:
+            is_gone = here.cancel()
+
     gone = asyncio.ensure_future(_gone(request.receive))
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
-        return None
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and not here.uncancel():
+            return None
+        raise
     finally:
+        is_over = True
         gone.cancel()
-        task.cancel()
 
 
 async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,7 @@ REMEMBERED_S = 1.0
 log = structlog.get_logger(__name__)
 
 _KNOWN = frozenset(OpenAIBody.model_fields)
+_TAKEN = _KNOWN | APART | PASSED_ON | IGNORED | {"logprobs", "top_logprobs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def _faults(body: dict[str, Any]) -> Any:
     for name in body:
         if name in ("logprobs", "top_logprobs") and body[name]:
             yield LineFault(0, name, "is not supported: this pool's answers carry no log probabilities")
-        elif name not in _KNOWN | APART | PASSED_ON | IGNORED | {"logprobs", "top_logprobs"}:
+        elif name not in _TAKEN:
             yield LineFault(0, name, "is unknown")
     for name in ("tools", "tool_choice", *PASSED_ON):  # the line's own fields are looked at as those of a file
         if deeper_than(MAX_DEPTH, body.get(name)):
@@ -132,15 +133,16 @@ class Telling(threading.Thread):
     def __init__(self, pool: Pool) -> None:
         super().__init__(name="telling", daemon=True)
         self._pool = pool
-        self._rows: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
+        self._rows: deque[Done] = deque(maxlen=MOST_ROWS)
+        self._stopping = threading.Event()
 
     def tell(self, call: dict[str, Any]) -> None:
-        """A call was made."""
-        self._rows.put(Done(clean_row(call)))
+        """A call was made; nobody is woken for it, as whoever waits for the answer would wait for that, too."""
+        self._rows.append(Done(call))
 
     def refused(self, job: NewJob) -> None:
         """Nothing was sent."""
-        self._rows.put(direct.refused(job, time.time()))
+        self._rows.append(direct.refused(job, time.time()))
 
     def keep(self, job: NewJob, given: Given) -> None:
         """An answer was given: it may be one of those that are audited."""
@@ -155,41 +157,30 @@ class Telling(threading.Thread):
             "tokens_out": given.reply.tokens_out,
             "duration_ms": given.reply.duration_ms,
         }
-        self._rows.put(Done({}, job, given.output, draw, clean_row(facts)))
+        self._rows.append(Done({}, job, given.output, draw, facts))
 
     def stop(self) -> None:
         """Write what is there, and end."""
-        self._rows.put(None)
+        self._stopping.set()
         self.join(10)
 
     def run(self) -> None:
         waiting: list[Done] = []
-        ended = False
-        while not ended or waiting:
-            ended = self._take(waiting) or ended
+        is_over = False
+        while not is_over:
+            is_over = self._stopping.wait(RETRY_S if waiting else EVERY_S)
+            self._take(waiting)
             try:
-                direct.record(self._pool.db, waiting, _say_left_out)
+                if waiting:
+                    direct.record(self._pool.db, waiting, _say_left_out)
             except SQLAlchemyError as error:
                 log.warning("calls are not recorded yet", rows=len(waiting), error=type(error).__name__)
-                del waiting[:-MOST_ROWS]
-                if ended:
-                    return
-                time.sleep(RETRY_S)
 
-    def _take(self, waiting: list[Done]) -> bool:
-        """Wait for rows, then take what there is; whether it is to end."""
-        until = None if not waiting else time.monotonic()
-        while True:
-            try:
-                left = None if until is None else max(0.0, until - time.monotonic())
-                one = self._rows.get(timeout=left)
-            except queue.Empty:
-                return False
-            if one is None:
-                return True
-            waiting.append(one)
-            if until is None:
-                until = time.monotonic() + EVERY_S
+    def _take(self, waiting: list[Done]) -> None:
+        while self._rows:
+            one = self._rows.popleft()
+            waiting.append(replace(one, call=clean_row(one.call), facts=clean_row(one.facts)))
+        del waiting[:-MOST_ROWS]
 
 
 def _say_left_out(error: Exception) -> None:
