@@ -1,4 +1,7 @@
-"""Claims slices: tries again while the ledger is away, and gives back what a broken claim may have taken."""
+"""Claims slices: tries again while the ledger is away, and gives back what a broken claim may have taken.
+
+Until the ledger has answered again nothing more is taken from the queues: others may reach it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Claiming:
         self._lease_s = lease_s
         self._lock = threading.Lock()
         self._under_way = 0
-        self._doubtful = False
+        self.doubtful = False  #: a claim broke, and the ledger has not answered since
 
     def claim(self, slice_id: str, *, started: bool, taken_back_started: bool = False) -> list[Held]:
         """Take a slice's jobs into the hand; raises SQLAlchemyError when the ledger stays away."""
@@ -51,7 +54,7 @@ class Claiming:
             )
             return self._hand.take(taken, began, self._lease_s)
         except SQLAlchemyError:  # it may have broken in its commit: then they run in our name, and nobody has them
-            self._doubtful = True
+            self.doubtful = True
             raise
         finally:
             with self._lock:
@@ -60,8 +63,8 @@ class Claiming:
     def settle(self) -> int:
         """Give back what a broken claim took, once no claim is under way; how many jobs. Raises SQLAlchemyError."""
         with self._lock:
-            if not self._doubtful or self._under_way:
+            if not self.doubtful or self._under_way:
                 return 0
             given_back = claims.disown(self._db, self._me, self._hand.pairs())
-            self._doubtful = False
+            self.doubtful = False
         return given_back

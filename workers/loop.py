@@ -58,11 +58,13 @@ class Loop(threading.Thread):
         put: Callable[[Outcome], None],
         meter: Meter | None = None,
         full: Callable[[], bool] = lambda: False,
+        cut_off: Callable[[], bool] = lambda: False,
         traces: Traces | None = None,
     ) -> None:
         super().__init__(name="loop", daemon=True)
         self._traces = traces
         self._full = full  # whether so many results wait to be recorded that nothing more may start
+        self._cut_off = cut_off  # whether nothing can be claimed
         self._meter = meter or FREE
         self.hand = Hand()
         self.gate = Gate(capacity)
@@ -114,6 +116,9 @@ class Loop(threading.Thread):
 
     def serves(self, model_class: str) -> bool:
         """Whether this worker should be sent slices of a class."""
+        return self._runs(model_class) and not self._cut_off()
+
+    def _runs(self, model_class: str) -> bool:
         return self.takes and model_class not in self._absent
 
     def _little_waits(self) -> bool:
@@ -203,7 +208,7 @@ class Loop(threading.Thread):
             heapq.heappush(self._waiting, (-one.job.priority, next(self._order), one))
         with self._handing:
             self._handed -= len(held)
-        if not all(self.serves(one.job.model_class) for one in held):
+        if not all(self._runs(one.job.model_class) for one in held):
             self._give_back_waiting()
         self._pump()
 

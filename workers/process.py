@@ -125,6 +125,7 @@ class WorkerProcess:
             self._recorder.put,
             Meter(db, provider) if provider.limits else None,
             full=lambda: self._recorder.full,
+            cut_off=lambda: self._claiming.doubtful,
             traces=self._traces,
         )
         self._claiming = Claiming(db, me, self._loop.hand, settings.times.lease)

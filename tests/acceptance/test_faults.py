@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 import threading
@@ -22,6 +23,7 @@ from tests.chaos.proxy import Proxy, Wire
 from tests.support.pool import TestPool, running, simulated
 from tests.support.postgres import Postgres
 from tests.support.waiting import eventually
+from workers.process import THREADS
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
 from workers.watchdog import EX_SOFTWARE
 
@@ -121,6 +123,29 @@ def test_a_worker_cut_off_from_the_ledger_closes_its_calls_in_time(
         assert_each_once(pool.finished(batch), 8)
         assert first.wait(30) == EX_SOFTWARE, "its heartbeat hangs in one statement"
         assert simulator.stats()["requests"] == 16, "each job was called once more"
+        proxy.close()
+
+
+def test_a_worker_cut_off_from_the_ledger_leaves_the_queue_to_others(
+    tmp_path: Path, simulator: BackgroundSimulator, postgres: Postgres, wire: Wire
+) -> None:
+    """What it takes and cannot claim waits until it is sent again: it is no more than it had taken before it knew."""
+    url = postgres.create("leaves_the_queue")
+    simulator.configure(ttft_s=0.3)
+    with running(tmp_path, simulated(simulator.url), database_url=url) as pool:
+        proxy = Proxy(wire, url)
+        pool.beat()
+        pool.worker(OFFLOAD_DATABASE_URL=proxy.url)
+        other = pool.worker(node="there")
+        batch = pool.submit(jobs(400))
+        eventually(lambda: pool.batch(batch).done >= 10, "some jobs are done")
+        proxy.cut()
+        assert_each_once(pool.finished(batch, 90), 400)
+        untaken = set(re.findall(r"a slice could not be claimed yet.*slice=(\w+)", pool.log.read_text()))
+        assert 0 < len(untaken) <= 3 * THREADS, "those in its threads, those received, and those received on the way"
+        proxy.heal()
+        other.terminate()
+        assert_each_once(pool.finished(pool.submit(jobs(40))), 40)
         proxy.close()
 
 

@@ -90,7 +90,7 @@ def test_what_a_broken_commit_took_waits_again_without_a_crash(ledger: Ledger, b
 def test_a_claim_under_way_is_not_taken_for_a_broken_one(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its commit and the hand its jobs are in nobody's hand, and are its all the same."""
     mine, slices, _ = sent(ledger, 2)
-    mine._doubtful = True
+    mine.doubtful = True
     taken, go = threading.Event(), threading.Event()
     real = claims.claim
 
