@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 
@@ -113,8 +114,13 @@ def names_secret(path: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """`text` without invisible characters, and with plain blanks, dashes, quotes and full-width letters."""
-    return text if text.isascii() else re.sub(_ODD, lambda match: _usual(match[0]), text)
+    """`text` without invisible characters, and with plain blanks, dashes, quotes and full-width letters.
+
+    Letters and their marks are one character (NFC): macOS takes them apart in file names.
+    """
+    if text.isascii():
+        return text
+    return re.sub(_ODD, lambda match: _usual(match[0]), unicodedata.normalize("NFC", text))
 
 
 def _lines_with(pattern: str, text: str) -> str:

@@ -241,6 +241,8 @@ def test_the_users_own_markers(text: str, touches: tuple[str, ...], found: set[s
         ("Projekt – Falke", "Stand von Projekt - Falke, Montag", True),
         ("L’Oréal", "für L’Oréal", True),
         ("L'Oréal", "für L’Oréal", True),
+        ("Müller", "bei Mu\u0308ller", True),
+        ("Mu\u0308ller", "bei Müller", True),
         ("ACME‑X", "the ACME‑X contract", True),
         ("Großkunde", "an GROSSKUNDE schreiben", True),
         ("Großkunde", "an GROSSKUNDEN schreiben", False),
@@ -252,7 +254,7 @@ def test_the_users_own_markers(text: str, touches: tuple[str, ...], found: set[s
     ],
 )
 def test_a_marker_is_read_as_the_text_is(marked: str, text: str, found: bool) -> None:
-    """Dashes, quotes and case are those of either; letters of a script without blanks end no other word."""
+    """Dashes, quotes, case and marks apart are those of either; letters of a script without blanks end no other word."""
     assert bool(Markers({marked: Tier.LOCAL_ONLY}).found(text)) is found
 
 
