@@ -30,7 +30,7 @@ class Times:
     heartbeat: float = 10.0
     fence_margin: float = 5.0
     sweep: float = 5.0
-    slice_lost: float = 7.5  #: a sent slice may be unclaimed and nowhere in Redis this long; with a sweep and a queue: 15
+    slice_lost: float = 7.5  #: a sent slice may be unclaimed and nowhere in Redis this long; 15 with sweep and queue
     worker_gone: float = 45.0  #: without a heartbeat for this long a worker is not live
     audit: float = 10.0
     notify: float = 10.0

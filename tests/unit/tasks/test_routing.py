@@ -254,7 +254,7 @@ def test_the_users_own_markers(text: str, touches: tuple[str, ...], found: set[s
     ],
 )
 def test_a_marker_is_read_as_the_text_is(marked: str, text: str, found: bool) -> None:
-    """Dashes, quotes, case and marks apart are those of either; letters of a script without blanks end no other word."""
+    """Dashes, quotes, case and marks apart are those of either; a letter of a script without blanks ends no word."""
     assert bool(Markers({marked: Tier.LOCAL_ONLY}).found(text)) is found
 
 
