@@ -139,7 +139,8 @@ class WorkerProcess:
         )
 
     def run(self) -> None:
-        """Serve until told to stop, then drain; SystemExit where the watchdog ended it."""
+        """Serve until told to stop, then drain; SystemExit where the watchdog ended it, or told before Celery hears."""
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
         claims.register(self._db, self._me, self._classes, self._provider.for_batches, self._provider.reach)
         register_task(self._app, self._db, self._loop, self._claiming, self._traces)
         threading.excepthook = _end_process  # a worker without one of its threads would hold leases for nothing

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from tasks.app import make_app
-from tasks.ledger import reading
+from tasks.ledger import nodes, reading
 from tasks.queues import RUN_SLICE, class_queue
 from tasks.tables import CallRow
 from tests.support.pool import TestPool, running, simulated
@@ -57,6 +57,14 @@ def jobs(n: int, text: str = "Summarize this short note number") -> list[dict[st
 def assert_each_once(results: list[dict[str, Any]], n: int) -> None:
     assert Counter(r["id"] for r in results) == Counter({f"j{i}": 1 for i in range(n)})
     assert {r["state"] for r in results} == {"done"}
+
+
+def test_a_worker_that_is_told_to_stop_while_it_starts_ends_in_order(pool: TestPool) -> None:
+    """SIGTERM before Celery listens to signals: its status is 0, as at any other time."""
+    process = pool.start("worker", "--provider", "sim", "--node", "early")
+    eventually(lambda: any(row.name == "early/sim" for row, _ in nodes.seen(pool.db)), "it is in the ledger")
+    process.terminate()
+    assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("successor", ["here", "there"])
