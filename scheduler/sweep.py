@@ -25,6 +25,8 @@ from tasks.settings import Times
 
 #: slices sent again in one sweep
 SLICES_A_SWEEP = 1_000
+#: times the age of a lost slice after which one that a worker has received, and not taken up, counts as lost too
+TRUSTED = 2
 #: silent workers are forgotten after this many times the time after which they are no longer live
 FORGET_WORKERS = 80
 #: intervals without any sweep after which the first one takes no leases back
@@ -65,7 +67,7 @@ def _look_after_broker(
     try:
         broker.set(SWEPT_KEY, "1", ex=60)  # a Redis that takes no writes is known before there is work for it
         counts["mended"] = mend(broker, registry.classes, partial(sweeping.slices_out, db))
-        counts["slices"] = resend_lost(db, broker, sender, times.slice_lost, times.lease)
+        counts["slices"] = resend_lost(db, broker, sender, times.slice_lost)
         counts["sent"] = fill(db, sender, registry.reaches, times)
     except (BrokerDown, redis.RedisError) as error:
         counts["broker_down"] = 1
@@ -82,13 +84,13 @@ def _was_away(db: Database, times: Times) -> bool:
     return AWAY * times.sweep < ago < float("inf") and not before.get("held_off")
 
 
-def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float, lease_s: float) -> int:
+def resend_lost(db: Database, broker: redis.Redis, sender: SliceSender, older_than_s: float) -> int:
     """Send unclaimed slices again, under the same id, that Redis holds nowhere."""
     late = sweeping.unclaimed_slices(db, older_than_s)  # all of them: those that wait in a list may be the oldest
     if not late:
         return 0
-    # what a killed worker had received stays in `unacked` for 900 s: it is trusted no longer than a lease
-    held = _unacked(broker) - {row.id for row in sweeping.unclaimed_slices(db, lease_s)}
+    # what a worker had received stays in `unacked` for 900 s if it was killed, or cut off from Redis and back
+    held = _unacked(broker) - {row.id for row in sweeping.unclaimed_slices(db, TRUSTED * older_than_s)}
     classes = {row.model_class for row in late}
     there = {name: held | _listed(broker, class_queue(name)) for name in classes}
     lost = [row for row in late if row.id not in there[row.model_class]][:SLICES_A_SWEEP]
