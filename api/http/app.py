@@ -83,9 +83,10 @@ def create_app(pool: Pool) -> FastAPI:
     app.state.submits = ThreadPoolExecutor(SUBMITS, "submit")
     app.state.tokens = Remembered[tuple[int, int]]()
     errors.install(app)
-    for router in (direct.straight, direct.router, messages.router, message_batches.router, files.router):
-        app.include_router(router)  # the first are found first
+    for router in (direct.router, messages.router, message_batches.router, files.router):
+        app.include_router(router)
     for router in (batches.router, jobs.router, fan_outs.router, service.router):
         app.include_router(router)
-    app.add_middleware(Limits)
+    app.add_middleware(direct.Straight, handlers=app.exception_handlers)
+    app.add_middleware(Limits)  # the outermost
     return app

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -176,6 +177,7 @@ def _host(address: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=256)
 def _is_here(host: str) -> bool:
     try:
         return ip_address(host).is_loopback

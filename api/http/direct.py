@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -12,8 +12,8 @@ import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from fastapi.routing import APIRoute
 from starlette import types as asgi
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from api.http import answers
 from api.http.callers import Caller, needs
@@ -27,26 +27,10 @@ from tasks.states import JobState
 from workers.backends import Delta
 from workers.direct import Direct, Given
 
-
-class Straight(APIRoute):
-    """A route of (request, caller) whose answer is a Response: FastAPI describes it and has nothing to do for it."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler; what the route depends on is who asks, and nothing else."""
-        answer, caller = self.endpoint, self.dependant.dependencies[0].call
-        assert caller is not None
-
-        async def handle(request: Request) -> Response:
-            found: Response = await answer(request, await caller(request))
-            return found
-
-        return handle
-
-
 router = APIRouter(prefix="/v1", tags=["direct"])
-straight = APIRouter(prefix="/v1", tags=["direct"], route_class=Straight)
 
-Submitter = Annotated[Caller, Depends(needs(Scope.SUBMIT))]
+_submitter = needs(Scope.SUBMIT)
+Submitter = Annotated[Caller, Depends(_submitter)]
 Reader = Annotated[Caller, Depends(needs(Scope.READ))]
 log = structlog.get_logger(__name__)
 
@@ -63,29 +47,53 @@ CODES = {
     "no_provider": (503, "no_provider"),
 }
 
+#: what is answered while somebody waits
+STRAIGHT = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-@straight.post("/chat/completions")
+class Straight:
+    """ASGI middleware: those paths' requests are answered here, as FastAPI, which describes them, has nothing to do.
+
+    handlers: of the application's exceptions.
+    """
+
+    def __init__(self, app: asgi.ASGIApp, handlers: Mapping[Any, asgi.ExceptionHandler]) -> None:
+        self._app = app
+        self._here = ExceptionMiddleware(_straight, {kind: f for kind, f in handlers.items() if kind is not Exception})
+
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        is_here = scope["type"] == "http" and scope["path"] in STRAIGHT and scope["method"] == "POST"
+        await (self._here if is_here else self._app)(scope, receive, send)
+
+
+async def _straight(scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+    request = Request(scope, receive, send)
+    response = await _answered(request, await _submitter(request), scope["path"])
+    await response(scope, receive, send)
+
+
+@router.post("/chat/completions")
 async def chat(request: Request, caller: Submitter) -> Response:
     """A chat, streamed or not."""
     return await _answered(request, caller, "/v1/chat/completions")
 
 
-@straight.post("/completions")
+@router.post("/completions")
 async def completions(request: Request, caller: Submitter) -> Response:
     """A completion of a prompt, streamed or not."""
     return await _answered(request, caller, "/v1/completions")
 
 
-@straight.post("/embeddings")
+@router.post("/embeddings")
 async def embeddings(request: Request, caller: Submitter) -> Response:
     """Vectors of texts."""
     return await _answered(request, caller, "/v1/embeddings")
 
 
-@straight.post("/responses")
+@router.post("/responses")
 async def responses(request: Request, caller: Submitter) -> Response:
     """Answered in batches only."""
     raise ApiError(
