@@ -104,7 +104,8 @@ def detect(text: str) -> tuple[str, ...]:
     read = plain(text)
     lower = read.lower()
     long = _lines_with(_LONG, read)
-    return tuple(name for name in TIER_OF if _DETECTORS[name](long if name in _ON_LONG_LINES else read, lower))
+    parts = {name: long if name in _ON_LONG_LINES else read for name in TIER_OF}
+    return tuple(name for name, part in parts.items() if part and _DETECTORS[name](part, lower))
 
 
 def names_secret(path: str) -> bool:

@@ -69,7 +69,7 @@ _WORDS = r"[A-Za-z]+(?:[-_./:][A-Za-z]*\d{0,2})*$"
 def password(text: str, lower: str) -> bool:
     """A value that says it is a password, token, secret or key."""
     ends = [*_ends(lower, _PASS_STEMS), *_ends(lower, _PASS_STEMS_FAR)]
-    for pattern, test in _PASS_TESTS:
+    for pattern, test in _PASS_TESTS if ends else ():
         match = re.compile(pattern).match
         if any(_holds(match(text, end), test) for end in ends):
             return True
