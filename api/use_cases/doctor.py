@@ -10,6 +10,8 @@ from typing import Any
 
 import redis
 
+from api.embedded.state import read_pool
+from api.use_cases.healthy import page_trouble
 from api.use_cases.pool import Pool
 from api.use_cases.watching import live_workers
 from api.use_cases.webhooks import lacks
@@ -64,7 +66,7 @@ def examine(pool: Pool) -> list[Finding]:
     if whole:
         findings += [*_workers(pool, registry), *_limits(pool, registry), *_beat(pool), *_notify(pool, registry)]
         findings += _webhooks(pool, registry)
-    return findings
+    return [*findings, *_api(pool)]
 
 
 def _variables() -> Iterator[Finding]:
@@ -295,6 +297,15 @@ def _beat(pool: Pool) -> Iterator[Finding]:
         yield Finding("beat", False, detail, "offload up, or: offload beat")
     else:
         yield Finding("beat", True, f"ticked {ago:.0f} s ago")
+
+
+def _api(pool: Pool) -> Iterator[Finding]:
+    """The HTTP API that `offload up` started on this machine."""
+    url = read_pool(pool.settings).get("api")
+    if not url:
+        return
+    trouble = page_trouble(f"{url}/healthz")
+    yield Finding("api", not trouble, trouble or f"answers at {url}/v1", "offload down; offload up" if trouble else "")
 
 
 def _notify(pool: Pool, registry: Registry) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from tasks.ledger import claims, nodes, ticks
 from tasks.ledger.claims import Identity
+from tests.support.api import Api
 from tests.support.cli import offload
 from tests.support.pool import Redis, TestPool, running, simulated
 from workers.simulator import BackgroundSimulator, SimulatorConfig, in_thread
@@ -236,6 +238,15 @@ def test_no_beat(sql: str, pool: TestPool) -> None:
     with pool.db.write() as c:
         c.exec_driver_sql(sql)
     assert_broken(pool, "beat", "tick", "offload beat")
+
+
+def test_the_api_where_the_pool_says_it_is(pool: TestPool) -> None:
+    """The API that was started with the pool is named with its address, and missed once nobody answers there."""
+    api = Api(pool)
+    (pool.home / "run" / "pool.json").write_text(json.dumps({"api": api.url}))
+    assert f"ok      api: answers at {api.url}/v1" in pool.cli("doctor").text
+    api.kill()
+    assert_broken(pool, "api", api.url, "offload up")
 
 
 def test_a_fresh_home_is_told_what_to_do(tmp_path: Path) -> None:
