@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Select,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import Row
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -186,8 +198,11 @@ def _waits(
 ) -> tuple[ColumnElement[bool], ...]:
     """That a batch may be served now, and has something of a class to send. which: conditions on its jobs."""
     may_be_sent = (*_may_be_sent(name, bindparam("now")), *which)
-    due = or_(*(exists().where(jobs.c.batch_id == batches.c.id, *may_be_sent, jobs.c.tier == t) for t in tiers))
-    return batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), due
+    # the first in the order of ix_jobs_queue: of EXISTS PostgreSQL may make a table of all queued jobs, at every look
+    first = select(jobs.c.id).order_by(jobs.c.rank).limit(literal_column("1"))
+    due = (first.where(jobs.c.batch_id == batches.c.id, *may_be_sent, jobs.c.tier == tier) for tier in tiers)
+    waits = or_(*(found.scalar_subquery().is_not(None) for found in due))
+    return batches.c.state == BatchState.OPEN, batches.c.cancelled_at.is_(None), is_served(), waits
 
 
 def _may_be_sent(name: str | BindParameter[str], now: float | BindParameter[float]) -> tuple[ColumnElement[bool], ...]:
@@ -281,15 +296,24 @@ def _fill_class(
     return sent
 
 
+#: taken back, of all batches: few, and read by their own index. With more conditions SQLite prefers another index, by
+#: which it reads all the queued jobs of a batch, at every look
+_BACK = (
+    select(jobs.c.id, jobs.c.batch_id, jobs.c.model_class, jobs.c.tier, jobs.c.due_at, jobs.c.crashes)
+    .where(IS_TAKEN_BACK)
+    .cte("back")
+    .prefix_with("MATERIALIZED")
+)
+_BACK_AND_DUE = (
+    _BACK.c.model_class == bindparam("name"),
+    _BACK.c.due_at <= bindparam("now"),
+    _BACK.c.tier.in_(bindparam("tiers", expanding=True)),
+)
+
 _TAKEN_BACK = (
-    select(jobs.c.batch_id, func.min(jobs.c.crashes))
-    .where(
-        IS_TAKEN_BACK,
-        jobs.c.batch_id.in_(bindparam("found", expanding=True)),
-        *_may_be_sent(bindparam("name"), bindparam("now")),
-        jobs.c.tier.in_(bindparam("tiers", expanding=True)),
-    )
-    .group_by(jobs.c.batch_id)
+    select(_BACK.c.batch_id, func.min(_BACK.c.crashes))
+    .where(_BACK.c.batch_id.in_(bindparam("found", expanding=True)), *_BACK_AND_DUE)
+    .group_by(_BACK.c.batch_id)
 )
 
 
@@ -344,19 +368,21 @@ def _cut(c: Connection, queue: _Queue, batch: Row[Any], ids: Sequence[int], *, s
     return Sent(slice_id, batch.id, queue.name, len(ids))
 
 
-_QUEUED = select(jobs.c.id, jobs.c.crashes, jobs.c.rank).where(
-    jobs.c.batch_id == bindparam("batch"), *_may_be_sent(bindparam("name"), bindparam("now"))
-)
-
 _DUE = (
-    _QUEUED.where(jobs.c.tier == bindparam("tier"), jobs.c.taken_back_at.is_(None))
+    select(jobs.c.id, jobs.c.rank)
+    .where(jobs.c.batch_id == bindparam("batch"), *_may_be_sent(bindparam("name"), bindparam("now")))
+    .where(jobs.c.tier == bindparam("tier"), jobs.c.taken_back_at.is_(None))
     .order_by(jobs.c.rank, jobs.c.id)
     .limit(bindparam("size"))
     .with_for_update(skip_locked=True)
 )
 
 _HELD_BEFORE = (
-    _QUEUED.where(IS_TAKEN_BACK, jobs.c.tier.in_(bindparam("tiers", expanding=True)))
+    select(jobs.c.id, jobs.c.crashes)
+    .where(
+        jobs.c.id.in_(select(_BACK.c.id).where(_BACK.c.batch_id == bindparam("batch"), *_BACK_AND_DUE)),
+        jobs.c.state == JobState.QUEUED,
+    )
     .order_by(jobs.c.crashes, jobs.c.id)
     .limit(bindparam("size"))
     .with_for_update(skip_locked=True)
