@@ -61,6 +61,12 @@ class Message(Line):
     name: str | None = None
     tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
+    # what an answer's message has besides: clients send it back as it came, and it is not sent on
+    reasoning_content: str | None = Field(None, exclude=True)
+    refusal: None = Field(None, exclude=True)
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, exclude=True)
+    audio: None = Field(None, exclude=True)
+    function_call: None = Field(None, exclude=True)
 
 
 #: what a content may be made of, as OpenAI documents it; each holds its value in a field of its own name

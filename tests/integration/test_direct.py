@@ -142,6 +142,15 @@ def test_tools(client: openai.OpenAI, stream: bool) -> None:
     assert answered.choices[0].message.content
 
 
+@pytest.mark.parametrize("model", ["small", "reason"])
+def test_an_answer_goes_back(client: openai.OpenAI, model: str) -> None:
+    """A conversation goes on with the answer's own message, as it came or as a dict: nothing of it is a fault."""
+    message = client.chat.completions.create(model=model, messages=ASK).choices[0].message
+    for said in (message, message.to_dict(), message.model_dump()):
+        told: Any = [*ASK, said, *ASK]
+        assert client.chat.completions.create(model=model, messages=told).choices[0].message.content
+
+
 def test_a_schema(client: openai.OpenAI) -> None:
     """response_format is passed on, and what comes back is held to it."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
