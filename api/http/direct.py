@@ -220,17 +220,17 @@ def failed(error: CallError) -> ApiError:
 
 def headers(asked: direct.Request, given: Given) -> dict[str, str]:
     """Who answered, and why it was them."""
+    return _named(asked, given.asked.provider.name, given.reply.model, given.attempts)
+
+
+def _named(asked: direct.Request, provider: str, model: str, attempts: int) -> dict[str, str]:
     return {
-        "x-offload-provider": given.asked.provider.name,
-        "x-offload-model": plain(given.reply.model),
-        "x-offload-attempts": str(given.attempts),
-        **decided(asked),
+        "x-offload-provider": provider,
+        "x-offload-model": plain(model),
+        "x-offload-attempts": str(attempts),
+        "x-offload-class": asked.job.model_class,
+        "x-offload-decision": asked.job.route.decision.value,
     }
-
-
-def decided(asked: direct.Request) -> dict[str, str]:
-    """What was decided on it, as headers."""
-    return {"x-offload-class": asked.job.model_class, "x-offload-decision": asked.job.route.decision.value}
 
 
 def plain(value: str) -> str:
@@ -246,7 +246,7 @@ async def _streamed(request: Request, asked: direct.Request, path: str) -> Respo
     began = await unless_gone(request, pieces.begin())
     if began is None:
         return Response(status_code=GONE)
-    stream = answers.Stream(path, asked.job.model or asked.job.model_class, with_usage=asked.usage)
+    stream = answers.Stream(path, pieces.model, with_usage=asked.usage)
 
     async def events() -> AsyncIterator[bytes]:
         yield stream.first()
@@ -257,7 +257,7 @@ async def _streamed(request: Request, asked: direct.Request, path: str) -> Respo
         elif pieces.given is not None:
             yield stream.last(pieces.given.reply)
 
-    return Streamed(pieces, events(), {"x-offload-provider": pieces.provider, **decided(asked)})
+    return Streamed(pieces, events(), pieces.headers())
 
 
 class Streamed(StreamingResponse):
@@ -283,7 +283,8 @@ class Pieces:
     def __init__(self, request: Request, asked: direct.Request, alive_s: float | None = None) -> None:
         self.given: Given | None = None
         self.error: ApiError | None = None
-        self.provider = ""
+        self._request, self._asked = request, asked
+        self._provider, self._attempts = "", 0
         self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
         self._held: Delta | None = None
         self._alive_s = alive_s
@@ -300,6 +301,18 @@ class Pieces:
         if self._held is None and self.error is not None:
             raise self.error
         return True
+
+    @property
+    def model(self) -> str:
+        """What the provider was asked to run."""
+        job = self._asked.job
+        pinned = None if job.route.escalated_from else job.model
+        serve = self._request.app.state.pool.registry.serve(job.model_class, self._provider, pinned)
+        return job.model_class if serve is None else str(serve.model)
+
+    def headers(self) -> dict[str, str]:
+        """Who answers, and why it is them."""
+        return _named(self._asked, self._provider, self.model, self._attempts)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         alive = asyncio.get_running_loop().create_task(self._alive())
@@ -324,7 +337,8 @@ class Pieces:
             self._queue.put_nowait(Delta())
 
     def _took(self, provider: str) -> None:
-        self.provider = provider
+        self._provider = provider
+        self._attempts += 1
 
     async def _run(self, request: Request, asked: direct.Request) -> None:
         try:

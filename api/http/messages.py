@@ -94,8 +94,7 @@ async def _streamed(request: Request, asked: direct.Request, tokens_in: int) -> 
     pieces = ways.Pieces(request, asked, ALIVE_S)
     if await ways.unless_gone(request, pieces.begin()) is None:
         return Response(status_code=ways.GONE)
-    model = _model(request, asked, pieces.provider)
-    events = Events(model, tokens_in)
+    events = Events(pieces.model, tokens_in)
 
     async def told() -> AsyncIterator[bytes]:
         yield events.first()
@@ -109,16 +108,7 @@ async def _streamed(request: Request, asked: direct.Request, tokens_in: int) -> 
         elif pieces.given is not None:
             yield events.last(pieces.given.reply)
 
-    named = {"x-offload-provider": pieces.provider, "x-offload-model": ways.plain(model), **ways.decided(asked)}
-    return ways.Streamed(pieces, told(), named)
-
-
-def _model(request: Request, asked: direct.Request, provider: str) -> str:
-    """What a provider was asked to run."""
-    job = asked.job
-    pinned = None if job.route.escalated_from else job.model
-    serve = _pool(request).registry.serve(job.model_class, provider, pinned)
-    return serve.model if serve is not None else job.model_class
+    return ways.Streamed(pieces, told(), pieces.headers())
 
 
 def _pool(request: Request) -> Pool:

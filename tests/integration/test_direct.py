@@ -122,6 +122,19 @@ def test_a_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens > 0
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("chat/completions", {"messages": ASK}), ("completions", {"prompt": "Rome"}), ("messages", {"messages": ASK})],
+)
+def test_a_stream_names_who_answers(api: Api, path: str, asked: dict[str, Any]) -> None:
+    """A stream's headers say all that those of a whole answer do, and its first event the model that serves."""
+    body = {"model": "small", "max_tokens": 50, **asked}
+    whole, streamed = (api.ask("POST", f"/v1/{path}", json=body | {"stream": stream}) for stream in (False, True))
+    named, again = ({k: v for k, v in one.headers.items() if k.startswith("x-offload-")} for one in (whole, streamed))
+    assert named == again
+    assert '"model":"gemma3:4b"' in streamed.text.split("\n\n")[0]
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_tools(client: openai.OpenAI, stream: bool) -> None:
     """A tool is called, and its result is answered, in OpenAI's shape over a server that speaks Ollama's."""
