@@ -64,7 +64,7 @@ class Given:
             return asked, ["path", "content"], ((item, 0) for item in self._files())
         ((kind, name),) = self._source.items()
         read = {"lines": fan_inputs.lines, "jsonl": fan_inputs.jsonl, "csv": fan_inputs.rows}[kind]
-        placeholders, items = fan_inputs.with_placeholders(read(name, sys.stdin.buffer))
+        placeholders, items = fan_inputs.with_placeholders(read(name, sys.stdin.buffer), asked[0].prompt)
         tier = (
             None if self._overruled or name == "-" else fan_inputs.folder_tier(Path(name), self._pool.registry.markers)
         )

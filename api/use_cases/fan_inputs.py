@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from api.use_cases.submitting import opened, read_lines
 from tasks.errors import InputError, LineFault
 from tasks.fanning import Agent, Item
+from tasks.placeholders import read
 from tasks.privacy import Markers, Tier, tightest
 from tasks.providers import Strict
 from tasks.registry import nearest
@@ -224,17 +225,17 @@ def rows(name: str, stdin: IO[bytes]) -> Iterator[Item]:
             raise _line_fault(name, reader.line_num, f"is no CSV ({error})") from None
 
 
-def with_placeholders(items: Iterator[Item]) -> tuple[list[str], Iterator[Item]]:
-    """The placeholders that the first item has, and all items; an item that lacks one of them is a fault."""
+def with_placeholders(items: Iterator[Item], prompt: str) -> tuple[list[str], Iterator[Item]]:
+    """The placeholders that the first item has, and all items; one that lacks what the prompt asks for is a fault."""
     first = next(items, None)
     if first is None:
         raise InputError([LineFault(0, "", "the input is empty; nothing was submitted")])
-    return list(first.values), _checked(first, chain([first], items))
+    return list(first.values), _checked(read(prompt, first.values, "the prompt").names, chain([first], items))
 
 
-def _checked(first: Item, items: Iterator[Item]) -> Iterator[Item]:
+def _checked(needed: frozenset[str], items: Iterator[Item]) -> Iterator[Item]:
     for item in items:
-        if missing := first.values.keys() - item.values.keys():
+        if missing := needed - item.values.keys():
             raise InputError([LineFault(0, f"line {item.name}", f"lacks {', '.join(sorted(missing))[:80]}")])
         yield item
 

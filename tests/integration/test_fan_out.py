@@ -286,6 +286,13 @@ def test_a_dry_run_submits_nothing(pool: TestPool, folder: Path) -> None:
     assert submitted(pool) == before
 
 
+def test_keys_that_nobody_asks_for(pool: TestPool) -> None:
+    """An object may lack what the prompt does not ask for."""
+    stdin = b'{"a": 1, "b": 2}\n{"a": 3}\n'
+    ran = pool.cli("fan-out", "--jsonl", "-", "--each", "{a}", "--merge", "concat", "--dry-run", "--json", stdin=stdin)
+    assert (ran.code, ran.json["jobs"]) == (0, 2), ran.stderr
+
+
 @pytest.mark.slow
 def test_nobody_needs_to_wait(pool: TestPool, folder: Path) -> None:
     """Beat moves it on; the same key is the same fan-out; its result is fetched later."""
