@@ -103,12 +103,17 @@ Input = Annotated[
 ]
 
 
+def _only(value: object) -> object:
+    """The one prompt of a list; OpenAI would answer each of several."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 class OpenAIBody(Line):
-    """The request body of an OpenAI batch line, as far as local servers can honour it."""
+    """The request body of an OpenAI batch line, as far as local servers can honour it. A null says nothing."""
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
-    prompt: Text | None = None
+    prompt: Annotated[Text | None, BeforeValidator(_only)] = None
     input: Input | None = None
     instructions: str | None = None
     text: ResponseText | None = None
@@ -128,6 +133,18 @@ class OpenAIBody(Line):
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
+    # what says nothing to a local model
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 class OpenAILine(Line):

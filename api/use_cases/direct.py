@@ -31,8 +31,6 @@ from workers.direct import Given, Wish
 PASSED_ON = frozenset(
     {"top_k", "min_p", "repeat_penalty", "logit_bias", "reasoning_effort", "parallel_tool_calls", "verbosity"}
 )
-#: what says nothing to a local model
-IGNORED = frozenset({"service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"})
 #: what the request itself is about, and not the job
 APART = frozenset({"stream", "stream_options", "tools", "tool_choice", "encoding_format"})
 #: seconds between two commits of telemetry; and rows, beyond which the oldest are dropped while the ledger is away
@@ -45,7 +43,7 @@ REMEMBERED_S = 1.0
 log = structlog.get_logger(__name__)
 
 _KNOWN = frozenset(OpenAIBody.model_fields)
-_TAKEN = _KNOWN | APART | PASSED_ON | IGNORED | {"logprobs", "top_logprobs"}
+_TAKEN = _KNOWN | APART | PASSED_ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ def _faults(body: dict[str, Any]) -> Any:
     for name in body:
         if name in ("logprobs", "top_logprobs") and body[name]:
             yield LineFault(0, name, "is not supported: this pool's answers carry no log probabilities")
-        elif name not in _TAKEN:
+        elif name not in _TAKEN and body[name] is not None:
             yield LineFault(0, name, "is unknown")
     for name in ("tools", "tool_choice", *PASSED_ON):  # the line's own fields are looked at as those of a file
         if deeper_than(MAX_DEPTH, body.get(name)):

@@ -206,6 +206,12 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("gpt-nonsense")
 
 
+def test_nothing_is_wrong_with_nothing(api: Api) -> None:
+    """A null is taken as if it were not there, whatever it is called, and a list of one prompt as that one."""
+    body = {"model": "small", "prompt": ["Rome"], "suffix": None, "logprobs": None, "best_of": None, "stop": None}
+    assert api.ask("POST", "/v1/completions", json=body).json()["choices"][0]["text"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -435,6 +435,21 @@ def test_nesting_that_is_deep_but_fits_is_kept() -> None:
             {"messages": CHAT},
         ),
         (
+            openai({"model": "auto", "messages": CHAT, "tools": None, "logprobs": None, "max_tokens": None}),
+            "chat",
+            {"messages": CHAT},
+        ),
+        (
+            openai({"model": "auto", "messages": CHAT, "logprobs": False, "service_tier": "auto"}),
+            "chat",
+            {"messages": CHAT},
+        ),
+        (
+            openai({"model": "auto", "prompt": ["Hello."]}, url="/v1/completions"),
+            "chat",
+            {"prompt": "Hello.", "kind": "complete"},
+        ),
+        (
             openai(
                 {
                     "model": "auto",
