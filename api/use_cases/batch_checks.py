@@ -49,7 +49,7 @@ def check(raw: bytes, number: int, endpoint: str, registry: Registry, said: Said
     if errors := [error(code, message, param, number) for code, message, param in _shape(line, endpoint)]:
         return errors
     job = parse_line(raw, number, registry, said)
-    return job if isinstance(job, NewJob) else [_translated(fault, line["body"], number) for fault in job]
+    return job if isinstance(job, NewJob) else [_translated(fault, line, number) for fault in job]
 
 
 def inputs(raw: bytes) -> int:
@@ -87,11 +87,11 @@ def _shape(line: dict[str, Any], endpoint: str) -> Any:
         yield "invalid_request", texts.REQUIRED.format(asks.capitalize()), f"body.{asks}"
 
 
-def _translated(fault: LineFault, body: dict[str, Any], number: int) -> Error:
+def _translated(fault: LineFault, line: dict[str, Any], number: int) -> Error:
     """A fault of the pool's own, in OpenAI's shape."""
     if fault.field in ("model", "category"):
-        asked = str(body["model"])[:80]
+        asked = str(line["body"]["model"])[:80]
         return error("model_not_found", f"{texts.MODEL.format(asked)} ({fault.reason})", "body.model", number)
-    inside = fault.field in ("custom_id", "method", "url") or fault.field.startswith("body") or not fault.field
-    param = fault.field if inside else f"body.{fault.field}"
+    is_lines = not fault.field or fault.field.partition(".")[0] in line
+    param = fault.field if is_lines else f"body.{fault.field}"
     return error("invalid_request", f"{param}: {fault.reason}" if param else fault.reason, param or None, number)

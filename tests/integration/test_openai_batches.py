@@ -288,6 +288,7 @@ FAULTS: dict[str, tuple[Any, str, str | None, str]] = {
         "url",
         "The URL provided for this request does not match the batch endpoint.",
     ),
+    "a field of its own": (chat("own") | {"nonsense": 1}, "invalid_request", "nonsense", "nonsense: unknown field"),
     "an unknown model": (
         chat("x", model="gpt-nonsense"),
         "model_not_found",
