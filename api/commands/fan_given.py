@@ -46,7 +46,7 @@ class Given:
         if self._paths or self._source or prompt is None:
             raise UsageError("--agents takes --prompt, maybe --file, and no other inputs")
         found = fan_inputs.agents(path)
-        about = self._file(file) if file else None
+        about = fan_inputs.piped_item(sys.stdin.buffer) if file == "-" else self._file(file) if file else None
         return of_agents(found, unescaped(prompt), self._category, self._system, about)
 
     def of_each(

@@ -61,6 +61,7 @@ def files(given: Sequence[str], skipped: Callable[[Path], None]) -> Iterator[Pat
 
 
 _NONE = "there is no such file"
+_NO_TEXT = "is no text (UTF-8 without NUL)"
 
 
 def _named(name: str, skipped: Callable[[Path], None]) -> Iterator[Path]:
@@ -146,11 +147,19 @@ def file_item(path: Path, markers: Markers, overruled: bool) -> Item:
     """
     content = _text(path)
     if content is None:
-        raise _fault(str(path), "is no text (UTF-8 without NUL)")
+        raise _fault(str(path), _NO_TEXT)
     if not _is_utf8(str(path)):
         raise _fault(str(path), "has a name that is no UTF-8")
     values = {"path": str(path), "content": content}
     return Item(str(path), values, (str(path),), None if overruled else folder_tier(path, markers))
+
+
+def piped_item(stdin: IO[bytes]) -> Item:
+    """Standard input as an input, which touches nothing; raises InputError where it is no text."""
+    content = _decoded_file("-", stdin.read(MOST_FILE + 1))
+    if content is None:
+        raise _fault("-", _NO_TEXT)
+    return Item("-", {"path": "-", "content": content})
 
 
 def _is_utf8(name: str) -> bool:
@@ -173,14 +182,18 @@ def _text(path: Path) -> str | None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise _fault(str(path), "is no regular file")
         with path.open("rb") as file:
-            raw = file.read(MOST_FILE + 1)
-        if len(raw) > MOST_FILE:
-            raise _fault(str(path), f"is larger than {MOST_FILE >> 20} MiB")
+            return _decoded_file(str(path), file.read(MOST_FILE + 1))
+    except OSError as error:
+        raise _fault(str(path), f"cannot be read ({error.strerror})") from None
+
+
+def _decoded_file(name: str, raw: bytes) -> str | None:
+    if len(raw) > MOST_FILE:
+        raise _fault(name, f"is larger than {MOST_FILE >> 20} MiB")
+    try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
-    except OSError as error:
-        raise _fault(str(path), f"cannot be read ({error.strerror})") from None
     return None if "\0" in text else text
 
 

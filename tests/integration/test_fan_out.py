@@ -172,6 +172,16 @@ def test_agents_vote(pool: TestPool, folder: Path) -> None:
     assert {"approve", "reject"} & set(ran.json["votes"])
 
 
+def test_agents_read_what_is_piped(pool: TestPool, folder: Path) -> None:
+    """`--file -` is standard input: a text, in pieces where it is long, and nothing else."""
+    notes(folder, agents_yaml="agents: [{name: one}, {name: two}]\n")
+    asked = ("fan-out", "--agents", "agents.yaml", "--prompt", "Review.", "--file", "-", "--merge", "vote", "--dry-run")
+    ran = pool.cli(*asked, "--json", stdin=b"word " * 10_000)
+    assert (ran.code, ran.json["inputs"], ran.json["cut"]) == (0, 2, 2), ran.stderr
+    ran = pool.cli(*asked, stdin=b"\xff\xfe")
+    assert (ran.code, "-: is no text" in ran.stderr) == (2, True), ran.stderr
+
+
 def test_failed_inputs_are_named(pool: TestPool, folder: Path) -> None:
     """In the exit code, on stderr, in the result; a quorum does without them."""
     lines = "fine\nbroken [[sim:500]]\nfine too\n"
