@@ -188,10 +188,15 @@ class Direct:
 
     def _check_any_open(self, job: Claimed, ways: list[Way], tried: Mapping[str, CallError]) -> None:
         """Raise where waiting for a slot is in vain: every provider is away, drained or was tried."""
-        if any(way.gate.takes(time.monotonic()) for way in ways):
+        now = time.monotonic()
+        if any(way.gate.takes(now) for way in ways):
             return
         if tried:
             raise list(tried.values())[-1]
+        if busy := [way.gate for way in ways if not way.gate.away]:
+            first = min(busy, key=lambda gate: gate.pause(now))
+            words = f"no provider of class {job.model_class} takes more now: {first.detail}"
+            raise Busy("busy", words, first.pause(now))
         words = next((way.gate.detail for way in ways if way.gate.detail), "it is drained, or its server is elsewhere")
         raise Offline("offline", f"no provider of class {job.model_class} can be used now: {words}")
 

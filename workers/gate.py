@@ -47,9 +47,13 @@ class Gate:
             return 0
         return max(0, self.limit - running)
 
+    def pause(self, now: float) -> float:
+        """Seconds until a busy server is asked again."""
+        return max(0.0, self._paused_until - now)
+
     def takes(self, now: float) -> bool:
         """Whether the worker should consume; False gives other workers the chance."""
-        return not self.away and self._paused_until - now <= PATIENCE_S
+        return not self.away and self.pause(now) <= PATIENCE_S
 
     def succeeded(self, now: float) -> None:
         """A call was answered; one that was sent before a pause began does not end it."""

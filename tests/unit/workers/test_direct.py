@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import CallError, Misconfigured
+from tasks.errors import Busy, CallError, Misconfigured
 from tests.unit.ledgers import Ledger
 from tests.unit.workers.jobs import REGISTRY, claimed
 from workers.backends import Call, Health, Probe, Reply
@@ -74,6 +74,22 @@ def test_a_provider_that_refuses_the_key_is_left_alone(ledger: Ledger, monkeypat
             await asked(direct, "small")
         assert backend.asked.count("narrow") == 1
         assert direct.standing()["gpu"][2] == "misconfigured"
+        await direct.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_lone_provider_that_is_busy_says_for_how_long(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes after a long Retry-After is told that it is busy and the rest of that time; nobody is away."""
+
+    async def run() -> None:
+        direct, backend = acting(ledger, monkeypatch, {"tiny": Busy("rate_limited", "it answered 429", 40.0)})
+        for _ in range(2):
+            with pytest.raises(Busy) as caught:
+                await asked(direct, "small")
+            assert caught.value.retry_after == pytest.approx(40.0, abs=5.0)
+        assert "it answered 429" in str(caught.value)
+        assert len(backend.asked) == 1, "it is left alone meanwhile"
         await direct.aclose()
 
     asyncio.run(run())
