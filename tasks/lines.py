@@ -67,6 +67,7 @@ class Message(Line):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, exclude=True)
     audio: None = Field(None, exclude=True)
     function_call: None = Field(None, exclude=True)
+    parsed: Any = Field(None, exclude=True)  #: the official package reads JSON into it
 
 
 #: what a content may be made of, as OpenAI documents it; each holds its value in a field of its own name

@@ -159,7 +159,9 @@ def test_tools(client: openai.OpenAI, stream: bool) -> None:
 def test_an_answer_goes_back(client: openai.OpenAI, model: str) -> None:
     """A conversation goes on with the answer's own message, as it came or as a dict: nothing of it is a fault."""
     message = client.chat.completions.create(model=model, messages=ASK).choices[0].message
-    for said in (message, message.to_dict(), message.model_dump()):
+    with client.chat.completions.stream(model=model, messages=ASK) as events:
+        streamed = events.get_final_completion().choices[0].message
+    for said in (message, message.to_dict(), message.model_dump(), streamed):
         told: Any = [*ASK, said, *ASK]
         assert client.chat.completions.create(model=model, messages=told).choices[0].message.content
 
