@@ -113,7 +113,15 @@ def test_this_repository_while_a_worker_dies(pool: TestPool, folder: Path) -> No
         assert command.stderr is not None
         id_ = command.stderr.readline().decode().strip()
         batch = fan_outs.one(pool.db, id_).batch_id
-        eventually(lambda: pool.batch(batch).done > 5 and _held(pool, batch, "doomed/other"), "it is in the middle")
+
+        def is_in_the_middle() -> bool:
+            victim.send_signal(signal.SIGSTOP)  # or it might end them between the look and its end
+            if pool.batch(batch).done > 5 and _held(pool, batch, "doomed/other"):
+                return True
+            victim.send_signal(signal.SIGCONT)
+            return False
+
+        eventually(is_in_the_middle, "it is in the middle")
         victim.kill()
         held = _held(pool, batch, "doomed/other")
         said = command.stderr.read().decode()
@@ -321,7 +329,7 @@ def test_nobody_needs_to_wait(pool: TestPool, folder: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_it_running(pool: TestPool, folder: Path) -> None:
     """Exit 130 with the command that comes back; the fan-out goes on to its end."""
-    notes(folder, a_md="A note. [[sim:delay=2]]")
+    notes(folder, a_md="A note. [[sim:delay=8]]")
     asked = pool.environment, "fan-out", "a.md", *NOTES, *OVERVIEW
     with started(*asked, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as command:
         assert command.stderr is not None
