@@ -175,7 +175,13 @@ class _Answer:
 
 
 def chat_body(call: Call) -> dict[str, Any]:
-    """The body of POST /api/chat."""
+    """The body of POST /api/chat; raises Permanent where the answer would not be what was asked for."""
+    forced = call.tools and call.tool_choice not in (None, "auto", "none")
+    for what, asked in (("tool_choice", forced), ("logit_bias", call.extras.get("logit_bias"))):
+        if asked:
+            raise Permanent(
+                "bad_request", f"Ollama does not know {what}; leave it out, or ask a class of another server"
+            )
     body = {"messages": [_message(message) for message in call.messages], **_common(call)}
     return {**body, "tools": list(call.tools)} if call.tools and call.tool_choice != "none" else body
 

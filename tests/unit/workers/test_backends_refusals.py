@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import pytest
@@ -156,6 +157,17 @@ def test_what_ollama_cannot_take(part: dict[str, object]) -> None:
     """An image at an address would make the pool fetch it, so it is refused."""
     with pytest.raises(Permanent):
         ollama_api.chat_body(Call("chat", "m", messages=[{"role": "user", "content": [part]}]))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"tools": ({},), "tool_choice": "required"}, {"extras": {"logit_bias": {"7": -100}}}],
+    ids=["a tool", "bias"],
+)
+def test_what_ollama_cannot_be_asked_is_refused_by_name(asked: dict[str, Any]) -> None:
+    """A tool that must be called, and words that must not come: without them it would be another answer."""
+    with pytest.raises(Permanent, match=r"Ollama does not know (tool_choice|logit_bias)"):
+        ollama_api.chat_body(Call("chat", "m", messages=[{"role": "user", "content": "Hello."}], **asked))
 
 
 def test_kinds_are_a_closed_set() -> None:
