@@ -6,7 +6,7 @@ import click
 
 from api.commands.output import print_json, say
 from api.use_cases.pool import Pool
-from tasks.errors import PoolError
+from tasks.errors import PoolError, UsageError
 from tasks.ledger import control, endings, reading, standing
 from tasks.states import BatchState
 
@@ -19,6 +19,8 @@ def cancel(batch_id: str, as_json: bool) -> None:
 
     Batches that depend on it are cancelled, too; its retries are not: they are batches of their own.
     """
+    if batch_id.startswith("fan_"):
+        raise UsageError(f"{batch_id} is a fan-out: offload fan-out cancel {batch_id}")
     pool = Pool()
     if reading.batch(pool.db, batch_id).state == BatchState.LOADING:
         raise PoolError("the batch is being submitted; interrupt that submit, and nothing of it stays")

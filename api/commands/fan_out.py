@@ -29,7 +29,7 @@ from api.commands.said import app_option, said_options
 from api.commands.submit import PRIORITY, dispatch_now
 from api.interrupts import GoingOn
 from api.use_cases import fan_views
-from api.use_cases.fanning import FanOut, Started, estimate, follow, start
+from api.use_cases.fanning import FanOut, Started, cancel, estimate, follow, start
 from api.use_cases.pool import Pool
 from api.use_cases.submitting import When
 from tasks.errors import LineFault
@@ -197,6 +197,20 @@ def result(fan_out_id: str, output: str | None, timeout: float | None, as_json: 
     fan_outs.one(pool.db, fan_out_id)
     with GoingOn(fan_out_id, "fan-out", "offload fan-out status {0}", "offload fan-out status {0}"):
         sys.exit(_wait(pool, fan_out_id, timeout, output, as_json))
+
+
+@fan_out.command("cancel")
+@click.argument("fan_out_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cancel_(fan_out_id: str, as_json: bool) -> None:
+    """Cancel what fan-out ID still has before it; calls in flight are closed, answers are kept."""
+    pool = Pool()
+    stopped = cancel(pool, fan_out_id)
+    row = fan_outs.one(pool.db, fan_out_id)
+    if as_json:
+        print_json({"id": row.id, "state": row.state, "cancelled": stopped})
+        return
+    say(f"{stopped:,} jobs cancelled; the fan-out is {row.state}" if stopped else f"the fan-out is {row.state}")
 
 
 def _check_lengths(name: str | None, key: str | None) -> None:

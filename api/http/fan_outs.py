@@ -130,6 +130,14 @@ def result(request: Request, caller: Reader, fan_out_id: str) -> StreamingRespon
     return StreamingResponse(chunks(fan_views.result(pool, row)), media_type=kind)
 
 
+@router.post("/fan-outs/{fan_out_id}/cancel")
+def cancel(request: Request, caller: Submitter, fan_out_id: str) -> dict[str, Any]:
+    """Cancel what a fan-out still has before it."""
+    pool, row = _row(request, caller, fan_out_id)
+    fanning.cancel(pool, row.id)
+    return fan_views.summary(*_row(request, caller, fan_out_id))
+
+
 def _short(parts: Iterator[bytes]) -> str | None:
     """A result in one piece; None where it is longer than MOST_RESULT."""
     whole = bytearray()

@@ -23,7 +23,7 @@ from tasks import merge_texts as texts
 from tasks.budget import EXPECTED_OUT
 from tasks.errors import BrokerDown, InputError, LineFault, UsageError
 from tasks.fanning import MOST_INPUTS, Agent, Ask, Item, Shape, asked, chat_category
-from tasks.ledger import api_batches, fan_outs
+from tasks.ledger import api_batches, endings, fan_outs
 from tasks.ledger.fan_outs import Stage
 from tasks.ledger.submit import DEFAULT_DEADLINE_S
 from tasks.merging import JUDGE, MERGE, PIECES, How, Sizes, Step, Stuck, first_notes, how, next_step
@@ -332,6 +332,14 @@ def follow(pool: Pool, fan_out_id: str, timeout_s: float | None) -> Iterator[tup
             time.sleep(LOOK_S)
         with suppress(BrokerDown):  # beat sends it later
             pool.dispatch()
+
+
+def cancel(pool: Pool, fan_out_id: str) -> int:
+    """End a fan-out and the jobs that it still has before it; how many. One that is over stays as it is."""
+    while True:
+        row = fan_outs.one(pool.db, fan_out_id)
+        if row.state != Stage.RUNNING or fan_outs.end(pool.db, row, Stage.CANCELLED, "somebody cancelled it"):
+            return endings.cancel(pool.db, row.step_batch_id)  # once more, where whoever ended it came no further
 
 
 def _answers(progress: Progress) -> int:

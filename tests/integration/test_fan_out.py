@@ -342,6 +342,24 @@ def test_ctrl_c_leaves_it_running(pool: TestPool, folder: Path) -> None:
     eventually(lambda: fan_outs.one(pool.db, id_).state == Stage.DONE, "it ends")
 
 
+def test_one_that_runs_is_cancelled_and_stays_so(pool: TestPool, folder: Path, api: Api) -> None:
+    """By the command and over HTTP: its jobs end, no merge comes, and a second word changes nothing."""
+    notes(folder, a_md="A note. [[sim:delay=300]]")
+    for way in ("command", "http"):
+        id_ = pool.cli("fan-out", "a.md", *NOTES, *OVERVIEW, "--no-wait").text.strip()
+        assert f"offload fan-out cancel {id_}" in pool.cli("cancel", id_).stderr
+        if way == "command":
+            ran = pool.cli("fan-out", "cancel", id_)
+            assert (ran.code, ran.stderr.strip()) == (0, "1 jobs cancelled; the fan-out is cancelled")
+        else:
+            assert api.ask("POST", f"/fan-outs/{id_}/cancel").json()["state"] == "cancelled"
+        batch = pool.batch(fan_outs.one(pool.db, id_).batch_id)
+        assert (batch.state, batch.open, batch.cancelled) == ("cancelled", 0, 1)
+        again = pool.cli("fan-out", "cancel", id_, "--json")
+        assert json.loads(again.text) == {"id": id_, "state": "cancelled", "cancelled": 0}
+        assert pool.cli("fan-out", "result", id_).code != 0
+
+
 # --- HTTP -------------------------------------------------------------------------------------------------
 
 
