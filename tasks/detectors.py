@@ -48,6 +48,8 @@ _SAME = {
 }
 _FULL_WIDTH = "\uff01-\uff5e"
 _ODD = f"[{''.join(_SAME)}{_FULL_WIDTH}]"
+#: as many marks as one letter has in any language (UAX 15, stream-safe text); sorting more takes time by their square
+_MANY_MARKS = r"[^\x00-\u02ff\w]{30}"
 
 #: a digit in a run of 20 characters, wherever in it, as in keys and tokens of any make; or seven digits together
 _RUN = r"[\w/+=.~-]"
@@ -121,7 +123,8 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
-    return re.sub(_ODD, lambda match: _usual(match[0]), unicodedata.normalize("NFC", text))
+    apart = re.sub(_MANY_MARKS, "\\g<0>\u034f", text)  # which is invisible, and taken out below
+    return re.sub(_ODD, lambda match: _usual(match[0]), unicodedata.normalize("NFC", apart))
 
 
 def _lines_with(pattern: str, text: str) -> str:

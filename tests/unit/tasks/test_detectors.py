@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.detectors import TIER_OF, detect, names_secret
+from tasks.detectors import TIER_OF, detect, names_secret, plain
 from tests.bench.detectors import Labelled, figures, labelled
 
 #: by detector, texts in which it must find something; a token is split so that no scanner of sources minds it
@@ -173,6 +175,22 @@ def test_awkward_texts_end(unit: str) -> None:
 def test_a_megabyte_ends(unit: str) -> None:
     """A megabyte of one repeated thing is read to its end."""
     assert set(detect(_repeated(unit, 1_000_000))) <= set(TIER_OF)
+
+
+@pytest.mark.parametrize("repeats", [1, 30_000])
+def test_a_letter_of_many_marks_is_read(repeats: int) -> None:
+    """Marks in another order than Unicode's are sorted, and a hundred thousand on one letter take no hours."""
+    marks = "\u0301" * (60_000 // repeats) + "\u0316" * (60_000 // repeats)
+    began = time.process_time()
+    found = detect(f"Pass{marks * repeats}wort\npassword: Sonne#47")
+    assert found == ("password",)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("many", ["\u0316" * 40, "\u2026" * 30, "\U0001f600" * 90], ids=["marks", "dots", "faces"])
+def test_many_marks_change_nothing_else(many: str) -> None:
+    """Letters behind many marks or signs are put together all the same, and nothing is added."""
+    assert plain(f"{many}Mu\u0308ller") == f"{many}Müller"
 
 
 @pytest.mark.parametrize("tier", FLOORS)
