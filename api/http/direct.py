@@ -17,7 +17,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 
 from api.http import answers
 from api.http.callers import Caller, needs
-from api.http.errors import ApiError, inner, not_found
+from api.http.errors import GONE, ApiError, inner, not_found
 from api.use_cases import direct
 from api.use_cases.direct import Telling
 from api.use_cases.pool import Pool
@@ -36,8 +36,6 @@ log = structlog.get_logger(__name__)
 
 #: bytes of a body beyond which it is judged on another thread, so that nobody else waits for it
 LARGE = 64 * 1024
-#: of a client that has gone; nobody reads it
-GONE = 499
 
 #: error codes -> (HTTP status, code in OpenAI's words)
 CODES = {

@@ -11,10 +11,11 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tasks.errors import ConfigError, Conflict, NotFound, OffloadError, QueueFull, UsageError
 
@@ -36,6 +37,8 @@ TYPES = {
     502: ("server_error", "api_error"),
     503: ("server_error", "overloaded_error"),
 }
+#: of a client that has gone; nobody reads it
+GONE = 499
 #: seconds after which a client should ask again while the ledger is away
 AWAY_S = 2
 #: likewise, while its key has as many unfinished jobs as it may have
@@ -100,6 +103,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DataError, _unkeepable)
     for error in (DBAPIError, NoConnection):
         app.add_exception_handler(error, _away)
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=GONE))
     app.add_exception_handler(Exception, _unexpected)
 
 

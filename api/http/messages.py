@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from api.http import answers
 from api.http import direct as ways
 from api.http.callers import Caller, needs
-from api.http.errors import ApiError, anthropics
+from api.http.errors import GONE, ApiError, anthropics
 from api.http.message_events import Events, broken, new_id
 from api.use_cases import anthropic_bodies as bodies
 from api.use_cases import anthropic_views as views
@@ -48,7 +48,7 @@ async def create(request: Request, caller: Submitter) -> Response:
             return await _streamed(request, asked, await ways.off_loop(size, _tokens, chat))
         given = await ways.unless_gone(request, ways.run(request, asked))
     if given is None:
-        return Response(status_code=ways.GONE)
+        return Response(status_code=GONE)
     try:
         blocks = views.content(answers.text(given), given.reply)
     except BadOutput as error:
@@ -93,7 +93,7 @@ def _their_words() -> Iterator[None]:
 async def _streamed(request: Request, asked: direct.Request, tokens_in: int) -> Response:
     pieces = ways.Pieces(request, asked, ALIVE_S)
     if await ways.unless_gone(request, pieces.begin()) is None:
-        return Response(status_code=ways.GONE)
+        return Response(status_code=GONE)
     events = Events(pieces.model, tokens_in)
 
     async def told() -> AsyncIterator[bytes]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError, field_validator
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.requests import ClientDisconnect
+from structlog.testing import capture_logs
 
 from api.http import bodies, direct, errors, files
 from api.http.app import create_app
@@ -120,6 +121,30 @@ def test_a_submit_repeated_by_a_key_that_is_full(tmp_path: Path, path: str, body
             assert ask(app, path, "POST", headers=bearer | new, **body).status_code == 429
     finally:
         pool.db.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/jobs", "/fan-outs"])
+def test_a_client_that_leaves_within_its_body(tmp_path: Path, path: str) -> None:
+    """Nothing is wrong with this server then, and its log says nothing of it."""
+    address = {"method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http"}
+    sides = {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "http_version": "1.1"}
+    scope = {"type": "http", "headers": [(b"host", b"localhost")], **address, **sides}
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    pool = Pool(Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    try:
+        with capture_logs() as logs:
+            asyncio.run(create_app(pool)(scope, receive, send))  # an error of this server's would be raised here
+    finally:
+        pool.db.close()
+    assert (sent[0]["status"], logs) == (499, [])
 
 
 class TlsProxy(httpx2.AsyncBaseTransport):
