@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     policy: Path | None = Field(None, description="policy.yaml; without it OFFLOAD_HOME/policy.yaml")
     log: Path | None = Field(None, description="the helpers' telemetry; without it OFFLOAD_HOME/offload.jsonl")
     redis_url: str | None = Field(
-        None, pattern=r"^(redis|rediss|unix)://", description="a Redis of your own instead of the embedded one"
+        None, pattern=r"^rediss?://", description="a Redis of your own instead of the embedded one"
     )
     database_url: str | None = Field(
         None,
@@ -96,6 +97,19 @@ class Settings(BaseSettings):
     @classmethod
     def _in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _can_be_read(cls, value: str | None) -> str | None:
+        """What each library would take in its own way, or fail at with the password in its words."""
+        try:
+            parts = urlsplit(value or "")
+            is_whole = parts.port != 0 and re.fullmatch(r"/?[0-9]*", parts.path) and not parts.fragment
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError("expected redis://:PASSWORD@HOST:PORT/NUMBER; in a password / is %2F, # is %23, ? is %3F")
+        return value
 
     @field_validator("flower_auth")
     @classmethod

@@ -75,6 +75,8 @@ def test_every_setting_is_read_from_its_variable(environment: pytest.MonkeyPatch
         *(("TIME_DIVISOR", value) for value in ("0", "nan", "s3cret")),
         *(("NODE", value) for value in ("s3cret/x", "n" * 64)),
         ("HOME", "~s3cret/x"),
+        *(("REDIS_URL", f"redis://:s3cret{rest}") for rest in ("/x@r:1/0", "#x@r:1", "@r:99999", "@r:1/x", "@[::1")),
+        ("REDIS_URL", "unix:///s3cret"),
     ],
 )
 def test_a_wrong_value_names_its_variable(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -83,6 +85,13 @@ def test_a_wrong_value_names_its_variable(environment: pytest.MonkeyPatch, name:
     with pytest.raises(ConfigError, match=f"^OFFLOAD_{name}: ") as caught:
         load_settings()
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://r", "redis://u:p%2Fw@[::1]:1/", "rediss://r:1/3?ssl_cert_reqs=none"])
+def test_an_address_of_redis(environment: pytest.MonkeyPatch, url: str) -> None:
+    """Port, database and password may be left out, and what follows a question mark is Redis's own."""
+    environment.setenv("OFFLOAD_REDIS_URL", url)
+    assert load_settings().redis_url == url
 
 
 def test_unknown_variables_are_found(environment: pytest.MonkeyPatch) -> None:
