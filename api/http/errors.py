@@ -5,6 +5,7 @@ Nothing of a request is repeated in one: no path of a file, no prompt, no key.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DataError, _unkeepable)
     for error in (DBAPIError, NoConnection):
         app.add_exception_handler(error, _away)
+    app.add_exception_handler(OSError, _full)  # type: ignore[arg-type]
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=GONE))
     app.add_exception_handler(Exception, _unexpected)
 
@@ -152,6 +154,13 @@ def _unkeepable(request: Request, error: Exception) -> JSONResponse:
 def _away(request: Request, error: Exception) -> JSONResponse:
     log.error("a request failed", error=type(error).__name__)
     return reply(request, ApiError(503, "The ledger does not answer.", headers={"retry-after": str(AWAY_S)}))
+
+
+def _full(request: Request, error: OSError) -> JSONResponse:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    log.error("a request failed: the disk of OFFLOAD_HOME, or of temporary files, is full")
+    return reply(request, ApiError(503, "The disk of this server is full.", headers={"retry-after": str(AWAY_S)}))
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,10 +50,12 @@ def ask(app: FastAPI, path: str, method: str = "GET", **more: Any) -> httpx.Resp
         (OperationalError("", None, Exception()), 503),
         (NoConnection(), 503),
         (DataError("", None, Exception()), 400),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/path"), 503),
+        (OSError(errno.EACCES, "Permission denied", "/a/path"), 500),
     ],
 )
 def test_errors_of_the_ledger(error: Exception, status: int) -> None:
-    """A ledger that has no connection left is away as one that does not answer; what it cannot keep is a fault."""
+    """A ledger without a connection left, or a full disk, is away; what it cannot keep is a fault; no path is told."""
     app = FastAPI()
     errors.install(app)
 
@@ -63,6 +66,7 @@ def test_errors_of_the_ledger(error: Exception, status: int) -> None:
     found = ask(app, "/")
     assert (found.status_code, "retry-after" in found.headers) == (status, status == 503)
     assert "error" in found.json()
+    assert "/a/path" not in found.text
 
 
 def test_only_files_that_are_shown_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
