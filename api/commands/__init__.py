@@ -172,9 +172,12 @@ LEDGER_WORDS = {
 
 
 def _ledger_words(error: Exception) -> str:
-    """A database error in words; empty for any other."""
+    """An error of a database or a full disk in words; empty for any other."""
+    import errno
     import sqlite3
 
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "a disk is full: that of the output, of temporary files or of OFFLOAD_HOME; free space, and try again"
     said = str(getattr(error, "orig", "") or (error if isinstance(error, sqlite3.Error) else ""))
     return next((words for sign, words in LEDGER_WORDS.items() if sign in said), "")
 

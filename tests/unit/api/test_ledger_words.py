@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -28,6 +30,14 @@ def test_what_postgresql_says(said: str, words: str, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().err
     assert words in told
     assert "unexpected Operational" not in told
+    assert told.count("\n") == 1
+
+
+def test_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    """Results that find no room in their file are no fault of the program's."""
+    assert _report(OSError(errno.ENOSPC, "No space left on device")) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("offload: a disk is full")
     assert told.count("\n") == 1
 
 
