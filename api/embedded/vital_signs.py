@@ -1,9 +1,9 @@
 """Which roles are frozen: alive as processes, and doing nothing (SIGSTOP, a hung disk, a deadlock).
 
 A sign is a value that a living role changes: a worker's heartbeat, beat's tick, Redis's answer, a file that a role
-touches.  A role whose sign
-has stood still for longer than workers may be silent is frozen.  Only changes count, by the monotonic clock, so a
-clock that jumps freezes nobody.
+touches.  A role whose sign has stood still for longer than workers may be silent is frozen.  Only changes count, by
+the monotonic clock, so a clock that jumps freezes nobody; and where nobody can write the ledger, on a full disk say,
+what stands still in it says nothing: a worker that is ended then loses the results that it keeps for it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,20 @@ class VitalSigns:
         for name, sign in signs.items():
             if name not in self._seen or self._seen[name][0] != sign:
                 self._seen[name] = (sign, now)
-        return [
-            name
-            for name, since in started.items()
-            if name in signs and now - max(since, self._seen[name][1]) > self._silent_s
-        ]
+        still_s = {name: now - max(since, self._seen[name][1]) for name, since in started.items() if name in signs}
+        written = [name for name in still_s if name not in self._files and name != "redis"]
+        # looked at early: once there is room again, heartbeats have the other half of the time to come
+        if any(still_s[name] > self._silent_s / 2 for name in written) and not self._can_write():
+            for name in written:
+                self._seen[name], still_s[name] = (signs[name], now), 0.0
+        return [name for name, seconds in still_s.items() if seconds > self._silent_s]
+
+    def _can_write(self) -> bool:
+        try:
+            ticks.tick(self._db, "doctor", {})  # as `offload doctor` looks
+        except SQLAlchemyError:
+            return False
+        return True
 
     def _signs(self) -> dict[str, object]:
         signs: dict[str, object] = {name: _touched(file) for name, file in self._files.items()}
@@ -66,8 +75,9 @@ class VitalSigns:
         try:
             self._redis.ping()
             signs["redis"] = time.monotonic()
-        except redis.RedisError:
-            signs["redis"] = self._seen.get("redis", (None, 0.0))[0]
+        except redis.RedisError as error:
+            refused = isinstance(error, redis.ResponseError)  # with a full disk, say: it lives, and answers so
+            signs["redis"] = time.monotonic() if refused else self._seen.get("redis", (None, 0.0))[0]
             signs.pop("beat")  # beat cannot tick without it
         return signs
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
+from sqlalchemy.exc import OperationalError
 
 from api.embedded.vital_signs import VitalSigns
 from tasks.ledger import claims, ticks
@@ -47,6 +49,36 @@ def test_a_role_that_touches_no_file_is_frozen(tmp_path: Path, now: list[float])
         assert [live(touch=False) for _ in range(2)] == [[], ["flower"]]
         started["flower"] = now[0]
         assert live(touch=False) == [], "just started again"
+    finally:
+        server.close()
+        db.close()
+
+
+def test_a_full_disk_freezes_nobody(tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody can write the ledger, and Redis refuses every command, roles live; a worker still has its time."""
+    server = Redis(tmp_path / "redis")
+    db = open_ledger(tmp_path / "ledger.db")
+    claims.register(db, ME, ["small"], 1)
+    signs = VitalSigns(db, server.url, "here", SILENT)
+    started = {"worker sim": 1000.0, "redis": 1000.0}
+
+    def full(*_: object) -> None:
+        raise OperationalError("INSERT", None, Exception("database or disk is full"))
+
+    def refuses(_: object) -> None:
+        raise redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
+
+    def look() -> list[str]:
+        now[0] += SILENT / 2 + 0.1
+        return signs.frozen(started)
+
+    try:
+        with monkeypatch.context() as disk:
+            disk.setattr(ticks, "tick", full)
+            disk.setattr(redis.Redis, "ping", refuses)
+            assert [look() for _ in range(6)] == [[]] * 6
+        assert look() == [], "there is room again, and its heartbeat is not due yet"
+        assert look() == ["worker sim"]
     finally:
         server.close()
         db.close()
