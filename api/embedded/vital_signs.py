@@ -78,7 +78,7 @@ class VitalSigns:
         except redis.RedisError as error:
             refused = isinstance(error, redis.ResponseError)  # with a full disk, say: it lives, and answers so
             signs["redis"] = time.monotonic() if refused else self._seen.get("redis", (None, 0.0))[0]
-            signs.pop("beat")  # beat cannot tick without it
+            signs["beat"] = time.monotonic()  # beat cannot tick without it, nor at once when it is back
         return signs
 
 
