@@ -8,6 +8,8 @@ what stands still in it says nothing: a worker that is ended then loses the resu
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,8 @@ from tasks.ledger.database import Database
 
 #: looks in the time that a role may be silent
 LOOKS = 10
+#: bytes that a disk with room takes
+SOME = 1 << 20
 
 
 class VitalSigns:
@@ -58,9 +62,13 @@ class VitalSigns:
         return [name for name, seconds in still_s.items() if seconds > self._silent_s]
 
     def _can_write(self) -> bool:
+        """Whether the ledger's disk has room; of SQLite's lock this asks nothing, which a frozen role may hold."""
         try:
-            ticks.tick(self._db, "doctor", {})  # as `offload doctor` looks
-        except SQLAlchemyError:
+            if self._db.path is None:
+                ticks.tick(self._db, "doctor", {})  # as `offload doctor` looks
+            else:
+                _write_some(self._db.path.parent)
+        except (SQLAlchemyError, OSError):
             return False
         return True
 
@@ -80,6 +88,13 @@ class VitalSigns:
             signs["redis"] = time.monotonic() if refused else self._seen.get("redis", (None, 0.0))[0]
             signs["beat"] = time.monotonic()  # beat cannot tick without it, nor at once when it is back
         return signs
+
+
+def _write_some(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(SOME))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _touched(file: Path) -> int | None:

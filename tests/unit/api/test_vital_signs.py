@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy.exc import OperationalError
 
 from api.embedded.vital_signs import VitalSigns
 from tasks.ledger import claims, ticks
@@ -66,7 +66,7 @@ def test_a_full_disk_freezes_nobody(tmp_path: Path, now: list[float], monkeypatc
     assert signs.frozen(started) == []
 
     def full(*_: object) -> None:
-        raise OperationalError("INSERT", None, Exception("database or disk is full"))
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     def refuses(_: object) -> None:
         raise redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
@@ -77,7 +77,7 @@ def test_a_full_disk_freezes_nobody(tmp_path: Path, now: list[float], monkeypatc
 
     try:
         with monkeypatch.context() as disk:
-            disk.setattr(ticks, "tick", full)
+            disk.setattr("api.embedded.vital_signs.os.fsync", full)
             disk.setattr(redis.Redis, "ping", refuses)
             assert [look() for _ in range(6)] == [[]] * 6
         assert look() == [], "there is room again, and its heartbeat is not due yet"
@@ -85,6 +85,25 @@ def test_a_full_disk_freezes_nobody(tmp_path: Path, now: list[float], monkeypatc
     finally:
         server.close()
         db.close()
+
+
+def test_a_role_that_froze_as_it_wrote_is_frozen(tmp_path: Path, now: list[float]) -> None:
+    """It holds the lock of SQLite, for which everybody else waits: it is named all the same, and at once."""
+    server = Redis(tmp_path / "redis")
+    db, its = (open_ledger(tmp_path / "ledger.db") for _ in range(2))
+    claims.register(db, ME, ["small"], 1)
+    signs = VitalSigns(db, server.url, "here", SILENT)
+    try:
+        with its.write():
+            assert signs.frozen({"worker sim": 1000.0}) == []
+            for _ in range(2):
+                now[0] += SILENT / 2 + 0.1
+                found = signs.frozen({"worker sim": 1000.0})
+            assert found == ["worker sim"]
+    finally:
+        server.close()
+        db.close()
+        its.close()
 
 
 def test_a_role_without_a_sign_for_long_is_frozen(tmp_path: Path, now: list[float]) -> None:
