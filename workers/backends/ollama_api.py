@@ -182,7 +182,8 @@ def chat_body(call: Call) -> dict[str, Any]:
             raise Permanent(
                 "bad_request", f"Ollama does not know {what}; leave it out, or ask a class of another server"
             )
-    body = {"messages": [_message(message) for message in call.messages], **_common(call)}
+    names = _names_of_calls(call.messages)
+    body = {"messages": [_message(message, names) for message in call.messages], **_common(call)}
     return {**body, "tools": list(call.tools)} if call.tools and call.tool_choice != "none" else body
 
 
@@ -222,27 +223,38 @@ def options(call: Call) -> dict[str, Any]:
     return merged
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of OpenAI's shape in Ollama's: one text, and the images apart."""
+def _names_of_calls(messages: Collection[Mapping[str, Any]]) -> dict[str, Any]:
+    """id of a call that the model made before -> its function's name; many a template names a result by it."""
+    made = [one for message in messages for one in message.get("tool_calls") or ()]
+    return {str(one.get("id")): one["function"].get("name") for one in made if isinstance(one.get("function"), dict)}
+
+
+def _message(message: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of OpenAI's shape in Ollama's: one text, and the images apart. names: of the calls made before it."""
     role = "system" if message.get("role") == "developer" else message.get("role", "user")
-    content = message.get("content")
+    content = message.get("content") or ""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part["text"] for part in parts if part.get("type") == "text"]
+    translated: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+    if images := [_image(part) for part in parts if part.get("type") != "text"]:
+        translated["images"] = images
     if made := message.get("tool_calls"):
-        return {"role": role, "content": content or "", "tool_calls": [_made_call(one) for one in made]}
-    if not isinstance(content, list):
-        return {"role": role, "content": content or ""}
-    texts = [part["text"] for part in content if part.get("type") == "text"]
-    images = [_image(part) for part in content if part.get("type") != "text"]
-    translated = {"role": role, "content": "\n".join(texts)}
-    return {**translated, "images": images} if images else translated
+        translated["tool_calls"] = [_made_call(one) for one in made]
+    if answered := message.get("tool_call_id"):
+        translated["tool_call_id"] = answered
+        if name := message.get("name") or names.get(answered):
+            translated["tool_name"] = name
+    return translated
 
 
 def _made_call(call: Mapping[str, Any]) -> dict[str, Any]:
     """A call that the model made before, with its arguments as an object."""
     try:
         function = call["function"]
-        return {"function": {"name": function["name"], "arguments": orjson.loads(function.get("arguments") or "{}")}}
+        made = {"function": {"name": function["name"], "arguments": orjson.loads(function.get("arguments") or "{}")}}
     except (KeyError, TypeError, orjson.JSONDecodeError):
         raise Permanent("bad_request", "a tool call of the conversation has no name, or no JSON arguments") from None
+    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
 
 
 def _tool_call(function: Mapping[str, Any], call_id: str) -> dict[str, Any]:

@@ -150,6 +150,26 @@ def test_content_parts_for_ollama() -> None:
     assert ollama_api.chat_body(call)["messages"] == [{"role": "system", "content": "a\nb", "images": ["AAAA"]}]
 
 
+def test_ollama_is_told_which_call_a_result_answers() -> None:
+    """The parts of an answer with calls become one text, and each result names its call and its function."""
+    made = [
+        {"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for i, (name, arguments) in enumerate([("weather", '{"city":"Rome"}'), ("now", "")])
+    ]
+    said = {"role": "assistant", "content": [{"type": "text", "text": "Let me look."}], "tool_calls": made}
+    told = [{"role": "tool", "tool_call_id": f"c{i}", "content": text} for i, text in enumerate(["Sun.", "Noon."])]
+    answer, *results = ollama_api.chat_body(Call("chat", "m", messages=[said, *told]))["messages"]
+    assert answer["content"] == "Let me look."
+    assert answer["tool_calls"] == [
+        {"id": "c0", "function": {"name": "weather", "arguments": {"city": "Rome"}}},
+        {"id": "c1", "function": {"name": "now", "arguments": {}}},
+    ]
+    assert results == [
+        {"role": "tool", "content": "Sun.", "tool_call_id": "c0", "tool_name": "weather"},
+        {"role": "tool", "content": "Noon.", "tool_call_id": "c1", "tool_name": "now"},
+    ]
+
+
 @pytest.mark.parametrize(
     "part", [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}, {"type": "input_audio"}]
 )
