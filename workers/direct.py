@@ -24,6 +24,7 @@ from tasks.providers import Provider
 from tasks.registry import Registry
 from tasks.routing import why_not
 from tasks.states import JobState
+from tasks.streamed_leaks import Parting
 from workers.asking import Asked, ask
 from workers.backends import Backend, Delta, Health, Reply, for_provider
 from workers.gate import Gate
@@ -232,6 +233,9 @@ class Direct:
             if not (wish.on_delta is not None or reply.tool_calls or reply.finish_reason == "length"):
                 output, row["leaked"] = accept(asked, reply)
                 row["validated"] = True
+            elif wish.on_delta is not None:
+                told.end()
+                row["leaked"] = told.leaked
         except BadOutput as error:
             row |= {"validated": False, "error_code": error.code}
             raise
@@ -260,15 +264,31 @@ class Direct:
 
 
 class _Told:
-    """Hands pieces on, and knows whether there were any: then no other provider may answer."""
+    """Hands pieces on, without thoughts in the answer, and knows whether there were any: then nobody else answers."""
 
     def __init__(self, on_delta: Callable[[Delta], None] | None) -> None:
         self.anything = False
         self._on_delta = on_delta
+        self._parting = Parting()
+
+    @property
+    def leaked(self) -> bool:
+        """Whether thoughts stood in the answer."""
+        return self._parting.leaked
 
     def take(self, delta: Delta) -> None:
         self.anything = True
-        if self._on_delta is not None:
+        if delta.tool_calls:
+            self.end()
+        text, thought = self._parting.take(delta.text)
+        self._tell(Delta(text, delta.reasoning + thought, delta.tool_calls))
+
+    def end(self) -> None:
+        """No more comes before this: what was held goes out."""
+        self._tell(Delta(*self._parting.end()))
+
+    def _tell(self, delta: Delta) -> None:
+        if self._on_delta is not None and (delta.text or delta.reasoning or delta.tool_calls):
             self._on_delta(delta)
 
 

@@ -122,6 +122,17 @@ def test_a_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens > 0
 
 
+@pytest.mark.parametrize("family", ["think", "kimi", "gpt-oss", "gemma", "granite", "mistral"])
+def test_a_stream_without_thoughts(client: openai.OpenAI, family: str) -> None:
+    """Thoughts that leak into a streamed answer go out as thoughts: the answer is what is answered whole."""
+    asked: Any = [{"role": "user", "content": f"x [[sim:leak={family}]]"}]
+    whole = client.chat.completions.create(model="small", messages=asked).choices[0].message.content
+    chunks = list(client.chat.completions.create(model="small", messages=asked, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == whole
+    assert "thoughts about" in "".join(getattr(delta, "reasoning_content", "") for delta in deltas)
+
+
 @pytest.mark.parametrize(
     ("path", "asked"),
     [("chat/completions", {"messages": ASK}), ("completions", {"prompt": "Rome"}), ("messages", {"messages": ASK})],
