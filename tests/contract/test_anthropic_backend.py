@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,38 @@ def test_system_text_goes_apart_and_parameters_that_are_refused_stay_here() -> N
     assert answer(call).text.startswith("simulated_name_")
     body = anthropic_api.message_body(call, "sim")
     assert set(body) == {"model", "max_tokens", "messages", "system", "stop_sequences"}
+
+
+def test_results_of_several_tools_are_one_message() -> None:
+    """What the calls of one answer came to goes back together, and what the user says then apart."""
+    from workers.backends import anthropic_api
+
+    made = [{"id": i, "type": "function", "function": {"name": "now", "arguments": ""}} for i in ("a", "b")]
+    results = [{"role": "tool", "tool_call_id": i, "content": "Noon."} for i in ("a", "b")]
+    said = {"role": "assistant", "content": None, "tool_calls": made}
+    call = Call("chat", "claude-sim", messages=[said, *results, {"role": "user", "content": "And?"}])
+    _, told, last = anthropic_api.message_body(call, "sim")["messages"]
+    assert [(one["type"], one["tool_use_id"]) for one in told["content"]] == [
+        ("tool_result", "a"),
+        ("tool_result", "b"),
+    ]
+    assert (told["role"], last) == ("user", {"role": "user", "content": "And?"})
+
+
+def test_a_tool_that_takes_nothing_is_called_with_an_empty_object() -> None:
+    """Its arguments, of which the protocol streams nothing, are JSON to whoever reads them, piece by piece too."""
+    from workers.backends import anthropic_api
+
+    pieces: list[Delta] = []
+    reading = anthropic_api._Answer("sim", chat("What time is it?", on_delta=pieces.append))
+    block = SimpleNamespace(type="tool_use", id="toolu_1", name="now")
+    nothing = SimpleNamespace(type="input_json_delta", partial_json="")
+    for event in ("content_block_start", "content_block_delta", "content_block_stop"):
+        reading._take(SimpleNamespace(type=event, index=1, content_block=block, delta=nothing))
+    (called,) = reading.reply().tool_calls
+    assert called["function"] == {"name": "now", "arguments": "{}"}
+    told = [part["function"].get("arguments", "") for piece in pieces for part in piece.tool_calls]
+    assert "".join(told) == "{}"
 
 
 def test_max_tokens_ends_with_length() -> None:

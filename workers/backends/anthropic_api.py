@@ -213,6 +213,9 @@ class _Answer:
                 block = event.content_block
                 head = {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": ""}}
                 self._tell(Delta(tool_calls=self._tool_calls.take([{"index": event.index, **head}])))
+            case "content_block_stop" if self._tool_calls.lacks_arguments(event.index):  # a tool that takes none
+                part = {"index": event.index, "function": {"arguments": "{}"}}
+                self._tell(Delta(tool_calls=self._tool_calls.take([part])))
             case "message_delta":
                 self._stop = event.delta.stop_reason
                 self._stop_sequence = event.delta.stop_sequence
@@ -255,7 +258,7 @@ def message_body(call: Call, name: str) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": call.model,
         "max_tokens": call.max_tokens or MAX_TOKENS,
-        "messages": [_message(m, name) for m in conversation if m.get("role") not in ("system", "developer")],
+        "messages": _messages(conversation, name),
     }
     if any(system):
         body["system"] = "\n".join(filter(None, system))
@@ -292,6 +295,22 @@ def _tools(call: Call, name: str) -> dict[str, Any]:
         case {"function": {"name": str(wanted)}}:
             return {"tools": tools, "tool_choice": {"type": "tool", "name": wanted}}
     return {"tools": tools}
+
+
+def _messages(conversation: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The conversation without system texts; results of tools that follow each other are one message."""
+    made: list[dict[str, Any]] = []
+    role_before: Any = None
+    for message in conversation:
+        if (role := message.get("role")) in ("system", "developer"):
+            continue
+        translated = _message(message, name)
+        if role == role_before == "tool":
+            made[-1]["content"] += translated["content"]
+        else:
+            made.append(translated)
+        role_before = role
+    return made
 
 
 def _message(message: Mapping[str, Any], name: str) -> dict[str, Any]:

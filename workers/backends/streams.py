@@ -72,12 +72,19 @@ class ToolCalls:
             taken.append({**part, "index": index})
         return tuple(taken)
 
+    def lacks_arguments(self, number: int) -> bool:
+        """Whether the call that the server numbers so has none yet."""
+        index = self._place.get(number)
+        return index is not None and not self._calls[index]["function"]["arguments"]
+
     def next_id(self) -> str:
         """For a call of a server that gives none."""
         return f"call_{secrets.token_hex(12)}"
 
     def whole(self) -> list[dict[str, Any]]:
-        """The calls, in order."""
+        """The calls, in order; arguments that never came are an object of none, as clients read JSON there."""
+        for call in self._calls.values():
+            call["function"]["arguments"] = call["function"]["arguments"] or "{}"
         return [self._calls[index] for index in sorted(self._calls)]
 
 
