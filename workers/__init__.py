@@ -7,6 +7,7 @@
     hand.py        the jobs in hand and how long their leases hold
     gate.py        how many calls may run now: the provider's limit, its health, its waits (pure)
     asking.py      a job becomes a Call (pure)
+    choosing.py    a tool that must be called, where a server cannot make its model call one (pure)
     judging.py     a reply or an error becomes an Outcome (pure)
     recorder.py    outcomes become commits, in groups
     saying.py      what the log says of jobs

@@ -25,6 +25,7 @@ from tasks.registry import Registry
 from tasks.routing import why_not
 from tasks.states import JobState
 from tasks.streamed_leaks import Parting
+from workers import choosing
 from workers.asking import Asked, ask
 from workers.backends import Backend, Delta, Health, Reply, for_provider
 from workers.gate import Gate
@@ -204,10 +205,11 @@ class Direct:
     async def _once(self, way: Way, job: Claimed, wish: Wish, told: _Told, rows: list[dict[str, Any]]) -> Given:
         """One request to one provider, and its row of telemetry."""
         asked = ask(job, self._registry, way.provider.name)
+        tools, choice, must_call = choosing.offered(way.provider.kind, wish.tools, wish.tool_choice)
         call = replace(
             asked.call,
-            tools=wish.tools,
-            tool_choice=wish.tool_choice,
+            tools=tools,
+            tool_choice=choice,
             extras={**asked.call.extras, **(wish.extras or {})},
             on_delta=told.take if wish.on_delta is not None else None,
         )
@@ -230,6 +232,8 @@ class Direct:
         rows.append(row)
         output: bytes | None = None
         try:
+            if must_call:
+                choosing.check_called(reply)
             if not (wish.on_delta is not None or reply.tool_calls or reply.finish_reason == "length"):
                 output, row["leaked"] = accept(asked, reply)
                 row["validated"] = True

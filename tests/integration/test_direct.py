@@ -166,6 +166,32 @@ def test_tools(client: openai.OpenAI, stream: bool) -> None:
     assert answered.choices[0].message.content
 
 
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [("required", "weather"), ({"type": "function", "function": {"name": "now"}}, "now")],
+    ids=["any", "one"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_tool_that_must_be_called(client: openai.OpenAI, choice: Any, name: str, stream: bool) -> None:
+    """It is, over a server that cannot make its model do so; an answer without a call is an error, and no answer."""
+    now: Any = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    asked: Any = {"model": "small", "tools": [*TOOLS, now], "tool_choice": choice}
+
+    def called(messages: Any) -> list[str]:
+        if not stream:
+            message = client.chat.completions.create(messages=messages, **asked).choices[0].message
+            return [call.function.name for call in message.tool_calls or ()]
+        chunks = client.chat.completions.create(messages=messages, stream=True, **asked)
+        pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or ()]
+        return [piece.function.name for piece in pieces]
+
+    assert called(ASK) == [name]
+    made = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    told = [{"role": "assistant", "tool_calls": [made]}, {"role": "tool", "tool_call_id": "c1", "content": "Noon."}]
+    with pytest.raises(openai.APIError, match="called no tool"):
+        called([*ASK, *told])
+
+
 @pytest.mark.parametrize("model", ["small", "reason"])
 def test_an_answer_goes_back(client: openai.OpenAI, model: str) -> None:
     """A conversation goes on with the answer's own message, as it came or as a dict: nothing of it is a fault."""
