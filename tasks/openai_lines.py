@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from tasks.lines import App, JobLine, Line, LineId, Message, Text, Texts, TouchedPath, few_texts
 
@@ -94,12 +95,22 @@ def _form_of_input(value: object) -> str:
     return "str"
 
 
+def _no_tokens(value: object) -> object:
+    """The same, unless it is made of tokens, which LangChain's OpenAIEmbeddings sends by itself."""
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise PydanticCustomError(
+            "tokens", "is tokens of OpenAI's; texts are needed (check_embedding_ctx_length=False)"
+        )
+    return value
+
+
 #: a text, several to embed, or a conversation
 Input = Annotated[
     Annotated[Text, Tag("str")]
     | Annotated[Texts, BeforeValidator(few_texts), Tag("list[str]")]
     | Annotated[list[InputItem], Field(min_length=1, fail_fast=True), Tag("list[item]")],
     Discriminator(_form_of_input),
+    BeforeValidator(_no_tokens),
 ]
 
 

@@ -236,6 +236,15 @@ def test_embeddings(client: openai.OpenAI) -> None:
         assert one.embedding == pytest.approx(other.embedding, rel=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [[1, 2], [[1, 2], [3]]], ids=["one text's", "several texts'"])
+def test_tokens_are_no_texts(api: Api, tokens: list[Any]) -> None:
+    """Tokens, which a client may make of texts by itself, are refused in words that say how to send the texts."""
+    reply = api.ask("POST", "/v1/embeddings", json={"model": "embed", "input": tokens})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "input")
+    assert "check_embedding_ctx_length=False" in error["message"]
+
+
 def test_models(client: openai.OpenAI) -> None:
     """What `model` may be is listed, and what is listed can be looked up."""
     listed = {model.id for model in client.models.list()}
