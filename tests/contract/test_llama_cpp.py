@@ -105,6 +105,16 @@ def test_too_long_a_prompt_is_refused(llama: GgufServer, call: Call) -> None:
     assert raised.value.code == "context_exceeded"
 
 
+def test_an_image_for_a_model_of_texts_is_refused(llama: GgufServer) -> None:
+    """It is no error of the server's, which would be tried again, but one of the request."""
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{pixel}"}}
+    call = Call("chat", "tiny", messages=[{"role": "user", "content": [part]}])
+    with pytest.raises(Permanent) as raised:
+        using(llama, lambda backend: backend.call(call))
+    assert raised.value.code == "bad_request"
+
+
 def test_another_key_is_refused(llama: GgufServer) -> None:
     """Nobody else on this machine can use the server."""
     with pytest.raises(Misconfigured) as raised:

@@ -3,6 +3,7 @@
     status                     becomes        code
     3xx                        Permanent      redirect
     400, 413, 500 by its text  Permanent      context_exceeded
+    500 by its text            Permanent      bad_request: images, or sounds, for a model of texts
     400                        Permanent      bad_request; think_unsupported by its text
     400 by its text, 404       Misconfigured  model_not_found
     401, 402, 403              Misconfigured  unauthorized
@@ -41,6 +42,8 @@ _TOO_LONG = (
     "greater than the context length",
     "too large to process",
 )
+#: llama.cpp, for a model that was loaded without its projector
+_TEXT_ONLY = ("image input is not supported", "audio input is not supported")
 #: llama-swap (two versions), vLLM, Ollama and LM Studio
 _NO_MODEL = (
     "could not find suitable inference handler",
@@ -73,6 +76,8 @@ def refusal(name: str, status: int, headers: Mapping[str, str], body: bytes) -> 
         return Busy(_busy_code(status, text), message, retry_after(headers.get("retry-after")))
     if status in (400, 413, 500) and _has(text, _TOO_LONG):
         return Permanent("context_exceeded", f"{message}: the prompt is longer than the model's context", "request")
+    if status == 500 and _has(text, _TEXT_ONLY):
+        return Permanent("bad_request", f"{message}: its model takes texts only", "request")
     if status == 408 or status >= 500:
         return Transient(f"http_{status}", message)
     code = _permanent_code(status, text)
