@@ -117,7 +117,9 @@ def _judge(name: str, last: Following) -> None:
     if not last.workers:
         raise PoolError(f"no worker of {name} is alive; what is wanted is kept, and a worker that starts follows it")
     if last.troubles:
-        raise PoolError("\n".join(f"{worker}: {trouble}" for worker, trouble in sorted(last.troubles.items())))
+        kept = [f"{name} takes no work all the same; back with: offload resume {name}"]  # until somebody says so
+        told = [f"{worker}: {trouble}" for worker, trouble in sorted(last.troubles.items())]
+        raise PoolError("\n".join([*(kept if wanted is Wanted.STOPPED else []), *told]))
     if last.left:
         raise NotInTime(f"not in time: {_describe(last)}; it goes on: {name} {WORDS[wanted]} as soon as it can")
     for worker in last.workers:
