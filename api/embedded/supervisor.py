@@ -49,6 +49,8 @@ LOOK_AGAIN_S = 10.0
 #: roles that read once which model servers there are
 READERS = ("beat", "api", "flower", "metrics")
 
+#: what `up` says where nothing will run the jobs
+NO_SERVER = "none was found yet; jobs wait until one is there (to look around: offload down; offload up --simulator)"
 #: the simulator at about the pace of a small GPU, so that there is something to watch
 SIMULATOR_PACE = ("--load-s", "0.5", "--ttft-s", "0.2", "--tokens-per-s", "80")
 
@@ -251,7 +253,7 @@ class Supervisor:
         if any(r.name == "simulator" for r in self.roles):
             return "the shipped simulator (no model server here serves every class; its answers are made up)"
         used = [p for p in registry.providers.values() if registry.classes_of(p.name)]
-        return ", ".join(f"{p.name} ({p.where})" for p in used) or "none was found yet"
+        return ", ".join(f"{p.name} ({p.where})" for p in used) or NO_SERVER
 
     def _add_workers(self, registry: Registry) -> None:
         self._keys = _secrets(registry)

@@ -49,6 +49,13 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     return supervisor
 
 
+def test_a_pool_without_a_model_server_says_how_to_look_around(alone: Supervisor) -> None:
+    """Who has no model server yet is told that jobs wait, and the flag that needs none."""
+    said = alone._servers(parse(yaml.safe_dump({"providers": []}), "a test's"))
+    assert "jobs wait" in said
+    assert "--simulator" in said
+
+
 def test_a_server_that_comes_later_is_told_to_all_roles(alone: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets its worker, and who has read of none starts anew; while none comes, nobody does."""
     alone._look_again()
