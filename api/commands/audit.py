@@ -9,7 +9,7 @@ from typing import Any
 import click
 import orjson
 
-from api.commands.output import print_json, print_text, say, table
+from api.commands.output import Group, print_json, print_text, say, table
 from api.use_cases.audits import Agreement, report, shown
 from api.use_cases.pool import Pool
 from tasks.auditing import MOST_REASON, Opinion
@@ -19,7 +19,7 @@ from tasks.ledger import audits, reading
 AuditId = click.IntRange(1, 2**63 - 1)
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Second opinions on finished jobs: list, show, label, report."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from api.commands.output import print_json, say
+from api.commands.output import Group, print_json, say
 from tasks.config import config_schema, load_registry
 from tasks.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Check the configuration; print its schema."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from api.commands.output import print_json, say
+from api.commands.output import Group, print_json, say
 from tasks.ledger import schema
 from tasks.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """The ledger's tables: which version they are of, and bringing them to this one."""
 

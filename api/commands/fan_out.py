@@ -15,6 +15,7 @@ import orjson
 from api.commands.deadlines import Deadline
 from api.commands.fan_given import Given, unescaped
 from api.commands.output import (
+    Group,
     Seconds,
     check_writable,
     describe,
@@ -44,7 +45,7 @@ MOST_SHOWN, MOST_MISSING = 200, 20
 CATEGORY = "chat"
 
 
-class _WithDefault(click.Group):
+class _WithDefault(Group):
     """A group whose first argument may be an input: then it starts a fan-out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

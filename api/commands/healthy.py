@@ -6,12 +6,12 @@ import sys
 
 import click
 
-from api.commands.output import say
+from api.commands.output import Group, say
 from api.use_cases.healthy import beat_trouble, page_trouble, worker_trouble
 from api.use_cases.pool import Pool
 
 
-@click.group()
+@click.group(cls=Group)
 def healthy() -> None:
     """Whether one role is well: exit 0 and nothing said, or 1 and what is wrong. For containers' health checks."""
 

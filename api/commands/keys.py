@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 
 import click
 
-from api.commands.output import print_json, say, table
+from api.commands.output import Group, print_json, say, table
 from api.use_cases.pool import Pool
 from tasks.ledger import api_keys
 from tasks.ledger.api_keys import Scope
 from tasks.privacy import Tier
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Keys of the HTTP API. Once there is one, nobody gets in without."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import Seconds, print_json, progress_line, say, seconds, table
+from api.commands.output import Group, Seconds, print_json, progress_line, say, seconds, table
 from api.interrupts import INTERRUPTED
 from api.use_cases.nodes import Following, NodeWorker, all_workers, follow, want, without_workers
 from api.use_cases.pool import Pool
@@ -34,7 +34,7 @@ def wanting(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def nodes(context: click.Context, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import print_json, print_text, say, table
+from api.commands.output import Group, print_json, print_text, say, table
 from api.use_cases.pool import Pool
 from scheduler.receivers import deliver, receivers
 from tasks.config import load_registry
@@ -18,7 +18,7 @@ from tasks.notices import Kind, News, text
 from tasks.settings import load_settings
 
 
-@click.group()
+@click.group(cls=Group)
 def notify() -> None:
     """Tell people what happens: try the receivers, list what they were told."""
 

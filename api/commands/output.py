@@ -20,6 +20,8 @@ from api.use_cases.watching import Progress
 #: seconds between two progress lines where stderr is no terminal
 LINE_EVERY_S = 10.0
 
+#: characters of a command's first sentence in the help of its group
+MOST_SAID = 1000
 
 #: seconds; nobody waits longer than ten years
 MOST_SECONDS = 10 * 365 * 24 * 3600.0
@@ -40,6 +42,15 @@ class Seconds(Number):
 
     def __init__(self) -> None:
         super().__init__(min=0, max=MOST_SECONDS)
+
+
+class Group(click.Group):
+    """A group whose help gives each command's first sentence whole; click's own cuts it at the line's end."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            commands = sorted(self.commands.items())
+            formatter.write_dl([(name, command.get_short_help_str(MOST_SAID)) for name, command in commands])
 
 
 def say(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from api.commands.output import print_json, print_text, say
+from api.commands.output import Group, print_json, print_text, say
 from api.commands.said import said_options
 from api.use_cases.explaining import Explained, explain, try_cases, untried_rules
 from tasks.config import load_registry
@@ -22,7 +22,7 @@ from tasks.yaml_text import read_text
 CASES = "cases.yaml"
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Show the policy; explain what it says of a job; test it."""
 

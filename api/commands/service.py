@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from api.commands.output import print_json, say, table
+from api.commands.output import Group, print_json, say, table
 from api.services import Manager, Place, Role, environment_file, manager, role, this_program
 from tasks.errors import PoolError, UsageError
 
@@ -21,7 +21,7 @@ PLATFORMS = {"linux": "linux", "macos": "darwin", "windows": "win32"}
 _USER = click.option("--user", is_flag=True, default=True, help="For this user, which is all there is.")
 
 
-@click.group()
+@click.group(cls=Group)
 def service() -> None:
     """Roles that start with your session and stay: systemd, launchd, or a scheduled task.
 
