@@ -75,10 +75,14 @@ def parse_line(raw: bytes, number: int, registry: Registry, said: Said = routing
         if error.error_count() > MOST_FAULTS:  # each would be an object
             return [LineFault(number, "", f"has more than {MOST_FAULTS} faults")]
         root = OpenAILine if error.title == OpenAILine.__name__ else JobLine
-        return [_fault(number, e, root) for e in error.errors(include_input=False, include_url=False)]
-    faults = list(islice(_faults(line, extras, registry, said), MOST_FAULTS))
-    if faults:
-        return [LineFault(number, field, reason) for field, reason in faults]
+        faults = [_fault(number, e, root) for e in error.errors(include_input=False, include_url=False)]
+        named = data.get("category") if root is JobLine else None
+        if isinstance(named, str) and named and named not in registry.categories:
+            faults.append(LineFault(number, "category", _unknown(named, registry)))
+        return faults
+    found = list(islice(_faults(line, extras, registry, said), MOST_FAULTS))
+    if found:
+        return [LineFault(number, field, reason) for field, reason in found]
     return _job(line, extras, number, registry, said)
 
 
@@ -156,12 +160,15 @@ def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     return [f.alias or name for name, f in model.model_fields.items()]
 
 
+def _unknown(category: str, registry: Registry) -> str:
+    return f"unknown category {category[:40]!r}" + nearest(category, list(registry.categories))
+
+
 def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Said) -> Any:
     """What pydantic cannot see: (field, reason) pairs."""
     category = registry.categories.get(line.category)
     if category is None:
-        yield "category", f"unknown category {line.category[:40]!r}" + nearest(line.category, list(registry.categories))
-        return
+        yield "category", _unknown(line.category, registry)
     given = [n for n in ("prompt", "messages", "input") if getattr(line, n) is not None]
     for i, message in enumerate(line.messages or ()):
         parts = message.content if isinstance(message.content, list) else ()
@@ -173,7 +180,9 @@ def _faults(line: JobLine, extras: dict[str, Any], registry: Registry, said: Sai
             yield name, "is blank"
     if len(given) != 1:
         yield "", f"exactly one of prompt, messages, input is needed (given: {', '.join(given) or 'none'})"
-    elif category.kind == "embed" and given == ["messages"]:
+    if category is None:  # all else depends on it
+        return
+    if category.kind == "embed" and given == ["messages"]:
         yield "messages", "an embedding takes input"
     elif category.kind != "embed" and given == ["input"]:
         yield "input", f"category {category.name} takes prompt or messages"

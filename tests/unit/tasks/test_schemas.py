@@ -144,6 +144,14 @@ FAULTS: dict[str, tuple[Any, dict[str, str]]] = {
         {"messages.0.role": "Input should be 'system'"},
     ),
     "an unknown category": (line(category="sumarize"), {"category": "'sumarize' (did you mean 'summarize'?)"}),
+    "an unknown category beside an unknown field": (
+        line(category="sumarize", temprature=1),
+        {"category": "'sumarize' (did you mean 'summarize'?)", "temprature": "did you mean 'temperature'?"},
+    ),
+    "an unknown category of a line with nothing to ask": (
+        b'{"category": "sumarize"}',
+        {"category": "'sumarize' (did you mean 'summarize'?)", "": "exactly one of prompt, messages, input"},
+    ),
     "an unknown model": (line(model="tinny"), {"model": "model 'tinny': is not configured (did you mean 'tiny'?)"}),
     "a model not everywhere": (line(model="half"), {"model": "model 'half': no class is served by it whole"}),
     "a misspelt field": (line(max_token=5), {"max_token": "unknown field (did you mean 'max_tokens'?)"}),
