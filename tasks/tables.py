@@ -41,6 +41,8 @@ IN_SLICE = text("slice_id IS NOT NULL")
 #: likewise, of ix_events_news and ix_notices_waiting
 IS_NEWS = text("NOT events.noticed")
 IS_WAITING = text("notices.state = 'waiting'")
+#: of ix_notices_sent; a query that compares the time says it too
+IS_SENT = text("sent_at IS NOT NULL")
 #: defaults that the database itself has: rows of before a migration get it
 ZERO, EMPTY, FALSE = text("0"), text("''"), text("false")
 #: due_at of a job that waits for nothing: no clock, however wrong, puts it off
@@ -57,7 +59,7 @@ class Batch(SQLModel, table=True):
     kind: str = "jobs"  #: or `audit`, `merge`: the pool's own
     state: str = Field(index=True)
     priority: int = 0  #: higher is served first
-    created_at: float
+    created_at: float = Field(index=True)
     touched_at: float  #: last commit while loading, or when it was resumed
     opened_at: float | None = None
     finished_at: float | None = None
@@ -247,6 +249,7 @@ class Notice(SQLModel, table=True):
     __tablename__ = "notices"
     __table_args__ = (
         Index("ix_notices_waiting", "receiver", "due_at", sqlite_where=IS_WAITING, postgresql_where=IS_WAITING),
+        Index("ix_notices_sent", "receiver", "sent_at", sqlite_where=IS_SENT, postgresql_where=IS_SENT),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
@@ -486,9 +489,10 @@ class ApiBatch(SQLModel, table=True):
     """A batch submitted over HTTP, from before its lines are checked. Its jobs are in `batches`, under the same id."""
 
     __tablename__ = "api_batches"
+    __table_args__ = (Index("ix_api_batches_page", "owner", "created_at", "id"),)
 
     id: str = Field(primary_key=True)
-    owner: str = Field(index=True)
+    owner: str
     state: str = Field(index=True)  #: validating, failed, loaded (its row in `batches` says the rest), cancelled
     endpoint: str
     input_file_id: str

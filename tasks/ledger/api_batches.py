@@ -228,8 +228,8 @@ def page(db: Database, whose: Whose, after: str | None, limit: int) -> list[Seen
             ).first()
             if last is None:
                 return None
-            at, id_ = api_batches.c.created_at, api_batches.c.id
-            query = query.where((at < last.created_at) | ((at == last.created_at) & (id_ < last.id)))
+            place = tuple_(api_batches.c.created_at, api_batches.c.id)
+            query = query.where(place < (last.created_at, last.id))
         found = c.execute(query).all()
         rows = {r.id: r for r in c.execute(select(batches).where(batches.c.id.in_([f.id for f in found])))}
     return [Seen(f, rows.get(f.id)) for f in found]
@@ -364,14 +364,17 @@ def keep_sizes(db: Database, sizes: Mapping[str, Mapping[str, int]]) -> None:
 
 def check_room(db: Database, owner: str, most: int) -> None:
     """Raise QueueFull where an owner has `most` unfinished jobs; a batch that is not read yet counts as one."""
+    # few, of all owners, and read by their state: of an owner SQLite would read all that it ever submitted
+    validating = select(api_batches.c.id, api_batches.c.owner).where(api_batches.c.state == Phase.VALIDATING)
+    unread = validating.cte("unread").prefix_with("MATERIALIZED")
     jobs_of = case((batches.c.id.is_(None), 1), else_=batches.c.open)
     query = (
         select(func.coalesce(func.sum(jobs_of), 0))
-        .outerjoin_from(api_batches, batches, batches.c.id == api_batches.c.id)
-        .where(api_batches.c.owner == owner, api_batches.c.state.in_((Phase.VALIDATING, Phase.LOADED)))
+        .outerjoin_from(unread, batches, batches.c.id == unread.c.id)
+        .where(unread.c.owner == owner)
     )
     with db.read() as c:
-        unfinished = int(c.execute(query).scalar_one())
+        unfinished = int(c.execute(query).scalar_one()) + _unfinished(c, owner)
     if unfinished >= most:
         raise QueueFull(f"This key has {unfinished} unfinished jobs, and may have {most}.")
 
@@ -392,14 +395,17 @@ def _check_room_in(c: Connection, owner: str) -> None:
 def _check_unfinished(c: Connection, owner: str, most: int | None, more: int) -> None:
     if most is None:
         return
-    query = (
-        select(func.coalesce(func.sum(batches.c.open), 0))
-        .join(api_batches, api_batches.c.id == batches.c.id)
-        .where(api_batches.c.owner == owner, batches.c.state == BatchState.OPEN)
-    )
-    unfinished = int(c.execute(query).scalar_one()) + more
+    unfinished = _unfinished(c, owner) + more
     if unfinished > most:
         raise QueueFull(f"With these jobs this key would have {unfinished} unfinished ones; it may have {most}.")
+
+
+def _unfinished(c: Connection, owner: str) -> int:
+    """Unfinished jobs of an owner's open batches."""
+    # of each open batch, whose it is: joined, SQLite would look at all that the owner ever submitted
+    whose = select(api_batches.c.owner).where(api_batches.c.id == batches.c.id).scalar_subquery()
+    query = select(func.coalesce(func.sum(batches.c.open), 0)).where(batches.c.state == BatchState.OPEN, whose == owner)
+    return int(c.execute(query).scalar_one())
 
 
 def tokens(db: Database, batch_id: str) -> tuple[int, int]:

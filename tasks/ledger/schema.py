@@ -22,7 +22,7 @@ from tasks.settings import Times
 from tasks.tables import PoolFacts, Worker
 
 #: the newest of migrations/versions; grows with every change of the tables
-REVISION = "0006"
+REVISION = "0007"
 #: tries, 50 ms apart, to switch a new ledger to WAL while another process does so too
 WAL_TRIES = 100
 #: what tables are called that were there before the first release, or are another program's
