@@ -20,7 +20,7 @@ the next one than 0 is.  Unsure opinions are no verdicts: they enter neither the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from hashlib import blake2b
@@ -83,18 +83,18 @@ def wilson(agreement: float, n: float, z: float = 1.959963984540054) -> tuple[fl
     return max(0.0, (middle - half) / (1 + widening)), min(1.0, (middle + half) / (1 + widening))
 
 
-def estimate(audits: Iterable[tuple[bool, float]]) -> Estimate | None:
-    """The share from audits, each (agreed, the probability it was chosen with); None when there are none.
+def estimate(audits: Mapping[tuple[bool, float], int]) -> Estimate | None:
+    """The share from audits: how many there are of each (agreed, the probability it was chosen with); None of none.
 
     Weights are 1/p (Hájek 1971); the interval is Wilson's at the effective size (Σw)²/Σw² (Kish 1965).
     """
-    weighted = [(agreed, 1 / p) for agreed, p in audits]
+    weighted = [(agreed, 1 / p, n) for (agreed, p), n in audits.items()]
     if not weighted:
         return None
-    total = sum(w for _, w in weighted)
-    agreement = sum(w if agreed else 0.0 for agreed, w in weighted) / total
-    effective_n = total * total / sum(w * w for _, w in weighted)
-    return Estimate(len(weighted), effective_n, agreement, *wilson(agreement, effective_n))
+    total = sum(n * w for _, w, n in weighted)
+    agreement = sum(n * w if agreed else 0.0 for agreed, w, n in weighted) / total
+    effective_n = total * total / sum(n * w * w for _, w, n in weighted)
+    return Estimate(sum(audits.values()), effective_n, agreement, *wilson(agreement, effective_n))
 
 
 @dataclass(frozen=True)

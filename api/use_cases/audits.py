@@ -67,14 +67,14 @@ def report(db: Database) -> Report:
 
 
 def _agreement(category: str, model: str, rows: list[Any]) -> Agreement:
-    judged = [(r.verdict == Opinion.AGREE, r.probability) for r in rows if r.verdict in audits.VERDICTS]
+    judged = {(r.verdict == Opinion.AGREE, r.probability): r.n for r in rows if r.verdict in audits.VERDICTS}
     found = estimate(judged)
     return Agreement(
         category=category,
         model=model,
-        n=len(judged),
-        unsure=sum(r.verdict == Opinion.UNSURE for r in rows),
-        waiting=sum(r.verdict is None for r in rows),
+        n=found.n if found else 0,
+        unsure=sum(r.n for r in rows if r.verdict == Opinion.UNSURE),
+        waiting=sum(r.n for r in rows if r.verdict is None),
         agreement=found.agreement if found else None,
         low=found.low if found else None,
         high=found.high if found else None,

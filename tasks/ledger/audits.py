@@ -258,10 +258,10 @@ def counted(db: Database, batch_id: str | None = None) -> dict[str, int]:
 
 
 def opinions(db: Database) -> list[Row[Any]]:
-    """Every audit's category, model, verdict, state and probability."""
+    """Every audit's category, model, verdict and probability; of those that are alike their number, `n`."""
+    alike = audits.c.category, audits.c.model, audits.c.verdict, audits.c.probability
     with db.read() as c:
-        query: Any = select(audits.c.category, audits.c.model, audits.c.verdict, audits.c.state, audits.c.probability)
-        return list(c.execute(query).all())
+        return list(c.execute(select(*alike, func.count().label("n")).group_by(*alike)).all())
 
 
 def all_strata(db: Database) -> list[Row[Any]]:

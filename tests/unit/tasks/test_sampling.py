@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, cached_property
@@ -126,13 +127,13 @@ def test_more_audits_narrow_the_interval_around_the_share(agreement: float, n: f
 
 def test_no_audits_have_no_estimate() -> None:
     """There is no share of nothing."""
-    assert estimate([]) is None
+    assert estimate({}) is None
 
 
 @given(st.lists(st.booleans(), min_size=1), chances)
 def test_equal_chances_weigh_alike(verdicts: list[bool], p: float) -> None:
     """Jobs chosen with one probability give the plain share, and each counts in full."""
-    found = estimate((agreed, p) for agreed in verdicts)
+    found = estimate(Counter((agreed, p) for agreed in verdicts))
     assert found is not None
     assert found.n == len(verdicts)
     assert found.effective_n == pytest.approx(len(verdicts))
@@ -142,7 +143,7 @@ def test_equal_chances_weigh_alike(verdicts: list[bool], p: float) -> None:
 @given(st.lists(st.tuples(st.booleans(), chances), min_size=1))
 def test_an_estimate_is_a_share_with_bounds(audits: list[tuple[bool, float]]) -> None:
     """Unequal weights count as fewer audits, never as more, and the bounds are Wilson's for those."""
-    found = estimate(audits)
+    found = estimate(Counter(audits))
     assert found is not None
     assert 0 <= found.agreement <= 1
     assert 1 - 1e-9 <= found.effective_n <= found.n + 1e-9
@@ -151,7 +152,7 @@ def test_an_estimate_is_a_share_with_bounds(audits: list[tuple[bool, float]]) ->
 
 def test_a_rare_audit_stands_for_many_jobs() -> None:
     """One audit in a hundred stands for ten of those in ten: 1 - 100/110, at 110²/10,100."""
-    found = estimate([(False, 0.01), (True, 0.1)])
+    found = estimate(Counter([(False, 0.01), (True, 0.1)]))
     assert found is not None
     assert found.agreement == pytest.approx(10 / 110)
     assert found.effective_n == pytest.approx(110**2 / 10_100)
@@ -165,7 +166,7 @@ def test_the_weighted_share_is_unbiased_where_the_plain_one_is_not() -> None:
         bad, good = rng.binomial(1_000, 0.1), rng.binomial(9_000, 0.01)
         wrong = rng.binomial(bad, 0.5), rng.binomial(good, 0.05)
         audits = [(i >= wrong[0], 0.1) for i in range(bad)] + [(i >= wrong[1], 0.01) for i in range(good)]
-        found = estimate(audits)
+        found = estimate(Counter(audits))
         assert found is not None
         weighted.append(found.agreement)
         plain.append(sum(agreed for agreed, _ in audits) / len(audits))
@@ -179,7 +180,7 @@ def test_the_weighted_share_is_unbiased_where_the_plain_one_is_not() -> None:
 def test_the_share_stays_right_when_the_test_sets_the_rate() -> None:
     """Audits that follow the statistic are weighted back: 300 seeded runs average the true share within 3 errors."""
     random_ = random.Random(1)
-    found = [estimate(_audited(random_, 3_000, 0.1)) for _ in range(300)]
+    found = [estimate(Counter(_audited(random_, 3_000, 0.1))) for _ in range(300)]
     shares_ = [f.agreement for f in found if f is not None]
     assert abs(np.mean(shares_) - 0.9) < 3 * np.std(shares_) / 300**0.5
 

@@ -10,12 +10,12 @@ from sqlalchemy import insert
 from sqlmodel import SQLModel
 
 from tasks.errors import QueueFull
-from tasks.ledger import api_batches, notices, reading
+from tasks.ledger import api_batches, audits, endings, notices, reading
 from tasks.ledger.api_batches import Phase, Whose
 from tasks.ledger.events import tell
 from tasks.notices import Kind, News
 from tasks.states import BatchState
-from tasks.tables import ApiKey
+from tasks.tables import ApiKey, Audit
 from tests.unit.databases import START
 from tests.unit.efforts import effort
 from tests.unit.ledgers import Ledger
@@ -69,6 +69,23 @@ def test_news_are_compared_with_what_was_told_lately(ledger: Ledger) -> None:
         notices.make(ledger.db, ["HOOK"], 900.0)
 
     grows_not(ledger, news)
+
+
+def test_a_report_is_told_numbers_of_audits(ledger: Ledger) -> None:
+    """Of audits that are alike it is told how many there are."""
+    told = []
+    for n in (FEW, MANY):
+        batch_id = ledger.submit(n)
+        endings.cancel(ledger.db, batch_id)
+        common = {"batch_id": batch_id, "stratum": "s", "category": "summarize", "model_class": "small", "model": "m"}
+        said = {"state": "judged", "verdict": "agree", "probability": 0.1, "created_at": START, "judged_at": START}
+        with ledger.db.write() as c:
+            rows = [{"job_id": job.id, **common, **said} for job in ledger.jobs(batch_id)]
+            c.execute(insert(Audit.__table__), rows)  # type: ignore[attr-defined]
+        found = audits.opinions(ledger.db)
+        told.append(len(found))
+    assert told == [1, 1]
+    assert found[0].n == FEW + MANY
 
 
 def grows_not(ledger: Ledger, ask: Callable[[], object], before: Callable[[], object] = lambda: None) -> None:
