@@ -9,13 +9,13 @@ from itertools import islice
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.engine import Row
 
 from tasks.errors import NotFound
 from tasks.ledger.database import Database, parts
 from tasks.ledger.retries import family, newest
-from tasks.privacy import TIERS_OF, Reach
+from tasks.privacy import TIERS_OF, Reach, Tier
 from tasks.states import ANSWERED, TERMINAL, BatchState, JobState
 from tasks.tables import Audit, Batch, Job, Output, Worker
 
@@ -129,26 +129,26 @@ def all_held_back(db: Database, batch_id: str, model_class: str, reaches: Sequen
     if not reaches:
         return False
     tiers = {tier for reach in reaches for tier in TIERS_OF[Reach(reach)]}
-    query = (
-        select(jobs.c.tier)
-        .where(jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.state == JobState.QUEUED)
-        .distinct()
-    )
-    with db.read() as c:
-        waiting = set(c.execute(query).scalars())
+    with db.read() as c:  # of all tiers at once each job would be read
+        waiting = {tier for tier in Tier if c.execute(_first_queued(batch_id, model_class, tier, 1)).first()}
     return bool(waiting) and not waiting & tiers
 
 
+def _first_queued(batch_id: str, model_class: str, tier: Tier, limit: int) -> Select[Any]:
+    """Errors of a batch's first queued jobs of a class and tier, in the order in which they are sent."""
+    mine = jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.tier == tier
+    queued = select(jobs.c.error_message).where(*mine, jobs.c.state == JobState.QUEUED)
+    return queued.order_by(jobs.c.rank).limit(limit)
+
+
 def last_error(db: Database, batch_id: str, model_class: str) -> str | None:
-    """Why a waiting job of this class did not end at its last try."""
+    """Why a waiting job of this class did not end at its last try; those that were tried are sent before others."""
     with db.read() as c:
-        query = (
-            select(jobs.c.error_message)
-            .where(jobs.c.batch_id == batch_id, jobs.c.model_class == model_class, jobs.c.state == JobState.QUEUED)
-            .where(jobs.c.error_message.is_not(None))
-            .limit(1)
-        )
-        return c.execute(query).scalar()
+        for tier in Tier:
+            errors = c.execute(_first_queued(batch_id, model_class, tier, PAGE)).scalars()
+            if found := next((error for error in errors if error is not None), None):
+                return str(found)
+    return None
 
 
 def results(db: Database, batch_id: str, state: str | None = None) -> Iterator[bytes]:

@@ -13,12 +13,13 @@ from tasks.errors import QueueFull
 from tasks.ledger import api_batches, audits, endings, notices, reading
 from tasks.ledger.api_batches import Phase, Whose
 from tasks.ledger.events import tell
+from tasks.ledger.reading import PAGE
 from tasks.notices import Kind, News
-from tasks.states import BatchState
+from tasks.states import BatchState, JobState
 from tasks.tables import ApiKey, Audit
 from tests.unit.databases import START
-from tests.unit.efforts import effort
-from tests.unit.ledgers import Ledger
+from tests.unit.efforts import TIMES, effort
+from tests.unit.ledgers import Ledger, outcome
 
 #: of batches and the like: a young ledger, and an old one
 FEW, MANY = 40, 4_000
@@ -86,6 +87,28 @@ def test_a_report_is_told_numbers_of_audits(ledger: Ledger) -> None:
         told.append(len(found))
     assert told == [1, 1]
     assert found[0].n == FEW + MANY
+
+
+def test_why_jobs_wait_is_asked_of_the_first_of_them(ledger: Ledger) -> None:
+    """`offload status` of a batch that waits reads few of its jobs, and knows why one was put off."""
+    took = []
+    for n in (100, MANY):
+        ledger.db.anew()
+        batch_id = ledger.submit(n)
+        took.append(effort(ledger.db, lambda b=batch_id: why(ledger, b)))  # type: ignore[misc]
+    of_first = TIMES * PAGE // (1 if ledger.db.is_postgres else 10)  # fewer than ten steps a row
+    assert took[1] < 3 * took[0] + of_first
+    ledger.worker()
+    ledger.fill()
+    first = ledger.claim(ledger.worker())[0]
+    ledger.record(outcome(first, JobState.QUEUED, error_message="busy", delay=60.0))
+    assert why(ledger, batch_id) == (True, "busy")
+
+
+def why(ledger: Ledger, batch_id: str) -> tuple[bool, str | None]:
+    """Whether its jobs may go to none but the cloud's server, and the error of one that waits."""
+    held_back = reading.all_held_back(ledger.db, batch_id, "small", ["cloud"])
+    return held_back, reading.last_error(ledger.db, batch_id, "small")
 
 
 def grows_not(ledger: Ledger, ask: Callable[[], object], before: Callable[[], object] = lambda: None) -> None:
