@@ -98,9 +98,8 @@ def _form_of_input(value: object) -> str:
 def _no_tokens(value: object) -> object:
     """The same, unless it is made of tokens, which LangChain's OpenAIEmbeddings sends by itself."""
     if isinstance(value, list) and value and isinstance(value[0], int | list):
-        raise PydanticCustomError(
-            "tokens", "is tokens of OpenAI's; texts are needed (check_embedding_ctx_length=False)"
-        )
+        words = "is made of tokens, which only OpenAI has; give texts (LangChain: check_embedding_ctx_length=False)"
+        raise PydanticCustomError("tokens", words)
     return value
 
 
