@@ -7,7 +7,7 @@ Pure, importing no server and no database:
     checks        named checks on a category's output
     labels        the labels that a prompt offers
     validation    is this output acceptable
-    leaks         a reasoning model's thoughts, taken out of its answer (streamed_leaks: of one that goes out as it comes)
+    leaks         a reasoning model's thoughts, taken out of its answer (streamed_leaks: as it comes)
     policy/       what may not be left to a local model, and why; policy.yaml
     privacy       tiers and reaches; what tightens a tier
     detectors     secrets and personal data in a text (detectors_values, detectors_personal)
