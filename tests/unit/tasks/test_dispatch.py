@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, text
 
 from tasks import dispatch
 from tasks.errors import BrokerDown
@@ -15,6 +13,7 @@ from tasks.ledger import claims, control, endings, submit
 from tasks.states import JobState
 from tasks.tables import Job
 from tasks.turns import IDLE_WINDOW, WINDOW, slice_size
+from tests.unit.efforts import effort
 from tests.unit.ledgers import TIMES, Ledger, new_jobs, outcome
 
 
@@ -415,44 +414,11 @@ def test_a_look_takes_no_longer_in_a_large_ledger(ledger: Ledger) -> None:
     """What is sent next is found by indexes, however much waits or is done, once PostgreSQL plans for all alike too."""
     ledger.worker(capacity=4)
     took = []
-    for jobs in (40, 4_000):
+    for jobs in (40, 1_500):
         endings.cancel(ledger.db, ledger.submit(jobs))
         batch_id = ledger.submit(jobs)
         crashed(ledger, batch_id, 1, slice(8, 12))
         ledger.fill()
-        took.append(effort_of_looks(ledger))
+        took.append(effort(ledger.db, ledger.fill))
         endings.cancel(ledger.db, batch_id)
     assert took[1] < 3 * took[0]
-
-
-def effort_of_looks(ledger: Ledger) -> int:
-    """Of 20 looks that find no room: hundreds of steps of SQLite's machine, or rows of jobs that PostgreSQL reads."""
-    taken, read = [0], dict[Any, int]()
-
-    def step() -> int:
-        taken[0] += 1
-        return 0
-
-    def count_steps(connection: Any, *_: Any) -> None:
-        connection.set_progress_handler(step, 100)
-
-    def count_rows(connection: Connection, *_: Any) -> None:
-        driver: Any = connection.connection.driver_connection
-        now = driver.execute(ROWS_READ).fetchone()[0]  # of this connection, since it last told them
-        before = read.get(driver, now)
-        taken[0] += now - before if now >= before else now
-        read[driver] = now
-
-    if ledger.db.is_postgres:
-        with ledger.db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
-            c.execute(text("VACUUM ANALYZE"))
-    watched = ("after_cursor_execute", count_rows) if ledger.db.is_postgres else ("checkout", count_steps)
-    event.listen(ledger.db.engine, *watched)
-    try:
-        assert not any(ledger.fill() for _ in range(20))
-    finally:
-        event.remove(ledger.db.engine, *watched)
-    return taken[0]
-
-
-ROWS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'jobs'"

@@ -21,6 +21,8 @@ from tests.unit.databases import START
 from tests.unit.efforts import TIMES, effort
 from tests.unit.ledgers import Ledger, outcome
 
+pytestmark = pytest.mark.slow
+
 #: of batches and the like: a young ledger, and an old one
 FEW, MANY = 40, 4_000
 #: the HTTP API's
