@@ -410,6 +410,7 @@ def test_what_a_worker_puts_back_is_sent_again(ledger: Ledger) -> None:
     assert ledger.fill() == 1
 
 
+@pytest.mark.slow
 def test_a_look_takes_no_longer_in_a_large_ledger(ledger: Ledger) -> None:
     """What is sent next is found by indexes, however much waits or is done, once PostgreSQL plans for all alike too."""
     ledger.worker(capacity=4)
