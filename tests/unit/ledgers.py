@@ -138,9 +138,9 @@ class Ledger:
     # --- looking -----------------------------------------------------------------------------------------
 
     def all(self, table: type[SQLModel], **where: Any) -> list[Row[Any]]:
-        """The rows of a table."""
+        """The rows of a table, by their keys: PostgreSQL puts new ones where old ones were."""
         columns = table.__table__  # type: ignore[attr-defined]
-        query = select(columns)
+        query = select(columns).order_by(*columns.primary_key.columns)
         for name, value in where.items():
             query = query.where(columns.c[name] == value)
         with self.db.read() as c:
